@@ -1,0 +1,81 @@
+"""
+Split long background jobs so that nothing can hurt them.
+
+Names are resolved when first used: importing SQLAlchemy takes longer than all the rest, and a command line that only
+prints its help should not wait for it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from batchkit.app import BatchKit
+    from batchkit.chunk import Chunk, Finish
+    from batchkit.decorator import batched
+    from batchkit.errors import BatchkitError
+    from batchkit.job import Job
+    from batchkit.model import Partition, Progress, RunError, Transition
+    from batchkit.run import Run
+    from batchkit.sources import Source, csv_rows, items, json_lines, rows, span
+    from batchkit.states import RunState
+
+_HOMES = {
+    "BatchKit": "batchkit.app",
+    "BatchkitError": "batchkit.errors",
+    "Chunk": "batchkit.chunk",
+    "Finish": "batchkit.chunk",
+    "Job": "batchkit.job",
+    "Partition": "batchkit.model",
+    "Progress": "batchkit.model",
+    "Run": "batchkit.run",
+    "RunError": "batchkit.model",
+    "RunState": "batchkit.states",
+    "Source": "batchkit.sources",
+    "Transition": "batchkit.model",
+    "batched": "batchkit.decorator",
+    "csv_rows": "batchkit.sources",
+    "items": "batchkit.sources",
+    "json_lines": "batchkit.sources",
+    "rows": "batchkit.sources",
+    "span": "batchkit.sources",
+}
+
+__all__ = [
+    "BatchKit",
+    "BatchkitError",
+    "Chunk",
+    "Finish",
+    "Job",
+    "Partition",
+    "Progress",
+    "Run",
+    "RunError",
+    "RunState",
+    "Source",
+    "Transition",
+    "batched",
+    "csv_rows",
+    "items",
+    "json_lines",
+    "rows",
+    "span",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        found: object = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = found
+        return found
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415  slow, and few ask
+
+        return version("batchkit-jobs")
+    message = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(message)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

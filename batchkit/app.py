@@ -1,0 +1,216 @@
+"""The kit: wires a database, a queue and the jobs together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from batchkit.control import Controls
+from batchkit.errors import InvalidDatabase, JobNotFound, RunFailed
+from batchkit.job import JOBS, Definition, Registry, current_kit
+from batchkit.model import Lease, RunId
+from batchkit.queue import Queue
+from batchkit.queues.inline import InlineQueue
+from batchkit.queues.local import LocalQueue, work_until_stopped
+from batchkit.run import Run
+from batchkit.slicing import Ending, Outcome
+from batchkit.states import RunState
+from batchkit.stopping import Stop, stopped_by_signals
+from batchkit.store import Clock, Sessions, Store
+from batchkit.sweep import Swept, sweep
+from batchkit.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import URL, Engine, MetaData
+
+    from batchkit.store.transaction import SessionFactory
+
+DATABASE_VARIABLE = "BATCHKIT_DATABASE_URL"
+EMBEDDED_DATABASE = "sqlite:///batchkit.db"
+_SUPERVISE_SECONDS = 5.0
+
+
+class BatchKit:
+    """
+    Keeps the runs of the decorated jobs in a database, and wakes workers up through a queue.
+
+    Building one makes it the kit that `@batched` jobs use. Nothing is connected to before it is needed.
+
+    Args:
+        database: a URL or an engine, PostgreSQL or SQLite. Without one: the environment variable
+            BATCHKIT_DATABASE_URL, else the embedded default, a file `batchkit.db` here, whose tables make themselves.
+        queue: what wakes workers up; by default the built-in `LocalQueue`.
+        schema: the schema that holds batchkit's tables.
+        session_factory: makes the sessions of chunks, such as your `sessionmaker`. Where it is bound to another
+            database than *database*, a chunk and its checkpoint cannot commit together, and runs say `at-least-once`.
+
+    Raises:
+        InvalidDatabase: the database cannot keep batchkit's promises, or its driver is missing.
+    """
+
+    def __init__(
+        self,
+        database: str | URL | Engine | None = None,
+        *,
+        queue: Queue | None = None,
+        schema: str | None = None,
+        session_factory: SessionFactory | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        address = database if database is not None else os.environ.get(DATABASE_VARIABLE)
+        if address == "":
+            raise InvalidDatabase(f"{DATABASE_VARIABLE} is empty; set it to a database URL, or unset it")
+        self._makes_its_tables = address is None
+        self._store = Store(address if address is not None else EMBEDDED_DATABASE, schema=schema, clock=clock)
+        self._sessions = Sessions(self._store.database, session_factory)
+        self._queue: Queue = queue or LocalQueue()
+        self._worker = Worker(self._store, self._sessions, JOBS)
+        self._controls = Controls(self._store, self._sessions, self._queue)
+        if isinstance(self._queue, InlineQueue):
+            self._queue.attach(self._worker)
+        current_kit.use(self)
+
+    def __repr__(self) -> str:
+        return f"<BatchKit on {self._store.database.url}, {type(self._queue).__name__}>"
+
+    @property
+    def jobs(self) -> Registry:
+        """The jobs of this process by name."""
+        return JOBS
+
+    @property
+    def queue(self) -> Queue:
+        """What wakes workers up."""
+        return self._queue
+
+    @property
+    def database_url(self) -> str:
+        """The address of the database, without its password."""
+        return self._store.database.url
+
+    @property
+    def metadata(self) -> MetaData:
+        """The tables, for those who migrate them with an Alembic environment of their own."""
+        return self._store.database.tables.metadata
+
+    # Runs
+
+    def run(self, run_id: str) -> Run:
+        """
+        Give the handle of a run.
+
+        Raises:
+            RunNotFound: there is none with this id.
+        """
+        self._ready()
+        return self._controls.run(RunId(run_id))
+
+    def runs(
+        self, *, job: str | None = None, state: RunState | str | Collection[RunState | str] | None = None, limit: int = 50
+    ) -> list[Run]:
+        """Give the newest runs, of one job or in some states where asked for."""
+        self._ready()
+        wanted = [state] if isinstance(state, str) else state
+        states = None if wanted is None else [RunState(each) for each in wanted]
+        records = self._store.runs.list(job=job, states=states, limit=limit)
+        return [Run(record, control=self._controls) for record in records]
+
+    def start_run(self, job: Definition, params: str) -> Run:
+        """Start a run of a job; `job.start(...)` calls this."""
+        self._ready()
+        return self._controls.start(job, params)
+
+    def start_run_here(self, job: Definition, params: str) -> Run:
+        """Start a run that `work_run` is going to work in this process."""
+        self._ready()
+        return self._controls.start_here(job, params)
+
+    def call_job(self, job: Definition, params: str) -> Run:
+        """
+        Start a run and work it in this process until it ends; calling a job calls this.
+
+        SIGTERM and SIGINT stop it after the chunk in flight; then the run is given as it stands, queued.
+
+        Raises:
+            RunFailed: the run failed.
+        """
+        run = self.start_run_here(job, params)
+        with Stop() as stop, stopped_by_signals(stop):
+            outcome = self.work_run(run.id, stop=stop)
+        if outcome is not None and outcome.ending is Ending.DECLINED and outcome.error is not None:
+            raise outcome.error
+        if run.refresh().state is RunState.FAILED:
+            cause = outcome.error if outcome is not None else None
+            raise RunFailed(run.id, job=job.name, error=str(run.error)) from cause
+        return run
+
+    # Work
+
+    def work(self, *, queues: Collection[str] | None = None) -> None:
+        """
+        Work whatever is due, in this process, until SIGTERM or SIGINT.
+
+        Raises:
+            InvalidDatabase: another queue than `LocalQueue` wakes this kit's workers up.
+        """
+        self._ready()
+        if not isinstance(self._queue, LocalQueue):
+            raise InvalidDatabase(
+                f"this kit's workers are those of {type(self._queue).__name__}; `work` is for the built-in LocalQueue"
+            )
+        with Stop() as stop, stopped_by_signals(stop):
+            work_until_stopped(self._worker, self._store, self._queue, queues=queues, stop=stop)
+
+    def work_run(
+        self, run_id: RunId, *, stop: Stop, watch: Callable[[Lease], None] | None = None
+    ) -> Outcome | None:
+        """Work one run in this process until it ends, is paused or is stopped; *watch* is called after each commit."""
+        self._ready()
+        job = self._store.runs.load(run_id).job
+        if job not in JOBS:
+            raise JobNotFound(job, known=JOBS)
+        if watch is None:
+            return self._worker.work_run(run_id, stop=stop)
+        return self._worker.work_run(run_id, stop=stop, watch=watch)
+
+    def recover(self) -> Swept:
+        """Sweep once: settle runs whose workers died, and wake workers up for those that wait."""
+        self._ready()
+        return sweep(self._store, self._queue)
+
+    def supervise(self, *, every: float = _SUPERVISE_SECONDS, stop: Stop | None = None) -> None:
+        """Sweep every few seconds until SIGTERM or SIGINT. Any number of supervisors at once is safe."""
+        with Stop() as own, stopped_by_signals(stop or own) as stopping:
+            while not stopping.requested:
+                self.recover()
+                stopping.wait(every)
+
+    # Tables
+
+    def migrate(self) -> None:
+        """Bring batchkit's tables to this version. To do it twice, or from several processes at once, is harmless."""
+        self._store.schema.migrate()
+
+    def schema_version(self) -> tuple[str | None, str]:
+        """Give the version of the tables in the database and the one that this batchkit works with."""
+        return self._store.schema.current(), self._store.schema.head()
+
+    def schema_sql(self) -> str:
+        """Give the statements that make the tables."""
+        return self._store.schema.sql()
+
+    def close(self) -> None:
+        """Close the pooled connections."""
+        self._store.close()
+
+    def _ready(self) -> None:
+        if self._makes_its_tables:
+            self.migrate()
+            self._makes_its_tables = False
+        self._store.schema.check()
+
+
+current_kit.make_with(BatchKit)

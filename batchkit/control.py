@@ -1,0 +1,94 @@
+"""What people and programs do with runs: start, pause, resume, cancel, rerun."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from batchkit.errors import InvalidJob
+from batchkit.job import Definition
+from batchkit.model import NewRun, Partition, RunId, RunRecord, Transition
+from batchkit.queue import Queue
+from batchkit.run import Run
+from batchkit.states import RunState
+from batchkit.store import Sessions, Store
+from batchkit.sweep import wake
+
+_EXACTLY_ONCE = "exactly-once"
+_AT_LEAST_ONCE = "at-least-once"
+
+
+class Controls:
+    """Writes what is wanted into the store, then wakes a worker up; the commit comes first, always."""
+
+    def __init__(self, store: Store, sessions: Sessions, queue: Queue) -> None:
+        self._store = store
+        self._sessions = sessions
+        self._queue = queue
+
+    def start(self, job: Definition, params: str) -> Run:
+        """
+        Start a run of *job*.
+
+        Raises:
+            InvalidJob: its workers, other processes, could not import the job.
+        """
+        if self._queue.crosses_processes and job.name.startswith("__main__."):
+            raise InvalidJob(
+                f"{job.place} is defined in the script that is being run, which workers cannot import; "
+                f"move it into a module (and give that to them: batchkit -A module:kit work)"
+            )
+        return self._start(NewRun(job=job.name, params=params, queue=job.options.queue, delivery=self.delivery))
+
+    def start_here(self, job: Definition, params: str) -> Run:
+        """Start a run that is going to be worked in this process: no worker is woken up."""
+        new = NewRun(job=job.name, params=params, queue=job.options.queue, delivery=self.delivery)
+        self._store.runs.create(new)
+        return self.run(new.id)
+
+    def rerun(self, run_id: RunId) -> Run:
+        """Start a new run with the job and params of another."""
+        record = self._store.runs.load(run_id)
+        return self._start(
+            NewRun(
+                job=record.job, params=record.params, queue=record.queue, delivery=self.delivery, rerun_of=run_id
+            )
+        )
+
+    @property
+    def delivery(self) -> str:
+        """What can be promised for writes made through chunks' sessions."""
+        return _EXACTLY_ONCE if self._sessions.is_ours else _AT_LEAST_ONCE
+
+    def run(self, run_id: RunId) -> Run:
+        """Give the handle of a run."""
+        return Run(self._store.runs.load(run_id), control=self)
+
+    def load(self, run_id: RunId) -> RunRecord:
+        """Read a run."""
+        return self._store.runs.load(run_id)
+
+    def pause(self, run_id: RunId) -> None:
+        """Have a run stop at its next chunk boundary."""
+        self._store.runs.pause(run_id)
+
+    def cancel(self, run_id: RunId) -> None:
+        """Have a run end at its next chunk boundary."""
+        self._store.runs.cancel(run_id)
+
+    def resume(self, run_id: RunId) -> None:
+        """Let a paused or failed run go on."""
+        if self._store.runs.resume(run_id) is RunState.QUEUED:
+            wake(self._queue, run_id, self._store.runs.load(run_id).queue)
+
+    def partitions(self, run_id: RunId) -> Sequence[Partition]:
+        """Read a run's partitions."""
+        return self._store.runs.partitions(run_id)
+
+    def history(self, run_id: RunId) -> Sequence[Transition]:
+        """Read a run's changes of state."""
+        return self._store.runs.history(run_id)
+
+    def _start(self, new: NewRun) -> Run:
+        self._store.runs.create(new)
+        wake(self._queue, new.id, new.queue)
+        return self.run(new.id)

@@ -1,0 +1,203 @@
+"""The decorator that makes a job of a function."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from inspect import Signature
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast, overload
+
+from batchkit.chunk import Chunk, Finish
+from batchkit.durations import Duration, seconds
+from batchkit.errors import InvalidJob
+from batchkit.job import JOBS, Definition, Job, Options, current_kit
+from batchkit.params import check_same_params, pack, params_signature, signature_of
+from batchkit.run import Run
+from batchkit.sources.base import Source
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_DEFAULT_CHUNK_SIZE = 500
+_DEFAULT_SLICE_TIME = 60.0
+_DEFAULT_LEASE = 60.0
+_CHUNK_TIMEOUT_LEASES = 10
+_LONGEST_NAME = 255
+
+
+@overload
+def batched(
+    source: Callable[P, Source[T]],
+    *,
+    name: str | None = None,
+    chunk_size: int = ...,
+    slice_time: Duration = ...,
+    lease: Duration = ...,
+    chunk_timeout: Duration | None = None,
+    queue: str = ...,
+    finish: Callable[Concatenate[Finish, P], object] | None = None,
+) -> Callable[[Callable[Concatenate[Chunk[T], P], object]], Job[P, T]]: ...
+@overload
+def batched(
+    source: Source[T],
+    *,
+    name: str | None = None,
+    chunk_size: int = ...,
+    slice_time: Duration = ...,
+    lease: Duration = ...,
+    chunk_timeout: Duration | None = None,
+    queue: str = ...,
+    finish: Callable[[Finish], object] | None = None,
+) -> Callable[[Callable[[Chunk[T]], object]], Job[[], T]]: ...
+def batched(
+    source: Callable[..., Source[Any]] | Source[Any],
+    *,
+    name: str | None = None,
+    chunk_size: int = _DEFAULT_CHUNK_SIZE,
+    slice_time: Duration = _DEFAULT_SLICE_TIME,
+    lease: Duration = _DEFAULT_LEASE,
+    chunk_timeout: Duration | None = None,
+    queue: str = "default",
+    finish: Callable[..., object] | None = None,
+) -> Callable[[Callable[..., object]], Any]:
+    """
+    Make a function of a chunk into a job that survives the death of its workers.
+
+    Args:
+        source: a function of the run's params that gives a source, or a source for a job without params.
+        name: the job's stable name; by default the module and name of the function.
+        chunk_size: items per chunk.
+        slice_time: how long a worker works before it gives others their turn.
+        lease: how long a claim lasts without a renewal; a killed worker's run goes on after this long.
+        chunk_timeout: a chunk that takes longer is no longer renewed; by default ten leases.
+        queue: the name of the queue that wakes its workers up.
+        finish: a function run once after the last item, in the transaction that makes the run succeeded; it takes
+            a `Finish` and the params, and what it returns is the run's result.
+
+    Raises:
+        InvalidJob: the function, its source or an option cannot make a job.
+        DuplicateJob: another function has the name.
+    """
+    lease_seconds = _checked_seconds(lease, "lease")
+    options = Options(
+        chunk_size=_checked_chunk_size(chunk_size),
+        slice_time=_checked_seconds(slice_time, "slice_time"),
+        lease=lease_seconds,
+        chunk_timeout=(
+            lease_seconds * _CHUNK_TIMEOUT_LEASES
+            if chunk_timeout is None
+            else _checked_seconds(chunk_timeout, "chunk_timeout")
+        ),
+        queue=_checked_name(queue, "queue"),
+    )
+    make_source, signature = _checked_source(source)
+    if finish is not None:
+        _check_function(finish, signature, role="finish", first="Finish")
+
+    def decorate(function: Callable[..., object]) -> Any:  # noqa: ANN401
+        _check_function(function, signature, role="the function", first="Chunk")
+        definition = Definition(
+            name=_checked_name(name or _name_of(function), "name"),
+            function=function,
+            make_source=make_source,
+            signature=signature,
+            options=options,
+            finish=finish,
+        )
+        JOBS.add(definition)
+        return _callable_job(definition)
+
+    return decorate
+
+
+def _callable_job(definition: Definition) -> Job[..., Any]:
+    """Make the function that stands for the job: a real one, so that queues can pickle it by name and inspect it."""
+
+    @functools.wraps(definition.function, assigned=("__module__", "__name__", "__qualname__", "__doc__"), updated=())
+    def job(*args: object, **kwargs: object) -> Run:
+        return current_kit().call_job(definition, pack(definition.name, definition.signature, args, kwargs))
+
+    def start(*args: object, **kwargs: object) -> Run:
+        """Start a run: O(1), whatever the size of the job."""
+        return current_kit().start_run(definition, pack(definition.name, definition.signature, args, kwargs))
+
+    # wraps() leaves this behind; inspect would follow it to the plain function, whose first parameter is the chunk.
+    del job.__wrapped__  # type: ignore[attr-defined]
+    shown = definition.signature.replace(return_annotation=Run)
+    job.__signature__ = shown  # type: ignore[attr-defined]
+    job.__annotations__ = {
+        **{name: p.annotation for name, p in shown.parameters.items() if p.annotation is not Signature.empty},
+        "return": Run,
+    }
+    start.__signature__ = shown  # type: ignore[attr-defined]
+    made = cast("Any", job)
+    made.name = definition.name
+    made.function = definition.function
+    made.start = made.delay = start
+    return cast("Job[..., Any]", made)
+
+
+def _checked_source(source: object) -> tuple[Callable[..., Source[Any]], Signature]:
+    if isinstance(source, Source) and not isinstance(source, type):
+        return (lambda: source), Signature()
+    if hasattr(source, "function") and hasattr(source, "start"):
+        raise InvalidJob(f"{source!r} is a job, but a job needs a source of items: @batched(my_source)")
+    if not callable(source) or isinstance(source, type):
+        raise InvalidJob(
+            f"{source!r} is not a source; give a function of the params that returns one, such as "
+            f"`def users(domain: str): return rows(select(User), key=User.id)`, or a source for a job without params"
+        )
+    if inspect.iscoroutinefunction(source) or inspect.isgeneratorfunction(source) or inspect.isasyncgenfunction(source):
+        raise InvalidJob(
+            f"the source {source.__qualname__} is a coroutine or a generator, which cannot go on behind an item; "
+            f"return a source from a plain function: `return rows(...)`, `return items(...)`"
+        )
+    return source, signature_of(source, role="the source")
+
+
+def _check_function(function: object, params: Signature, *, role: str, first: str) -> None:
+    if not inspect.isfunction(function):
+        raise InvalidJob(
+            f"{role} must be a plain function: got {function!r}; write @batched(source) above a `def` at module level"
+        )
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise InvalidJob(
+            f"{role} {function.__qualname__} is a coroutine, but chunks are worked in plain functions; "
+            f"write `def` and call asyncio.run() inside it where you must"
+        )
+    if inspect.isgeneratorfunction(function):
+        raise InvalidJob(
+            f"{role} {function.__qualname__} is a generator, so calling it would do nothing; "
+            f"loop over the chunk and write through chunk.session instead of yielding"
+        )
+    check_same_params(params, params_signature(function, role=role, first=first), role=role, first=first)
+
+
+def _checked_chunk_size(chunk_size: object) -> int:
+    if not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1:
+        raise InvalidJob(f"chunk_size is the number of items per transaction, 1 or more: got {chunk_size!r}")
+    return chunk_size
+
+
+def _checked_seconds(duration: Duration, name: str) -> float:
+    try:
+        return seconds(duration, name=name)
+    except ValueError as error:
+        raise InvalidJob(str(error)) from None
+
+
+def _checked_name(name: object, option: str) -> str:
+    if not isinstance(name, str) or not name or len(name) > _LONGEST_NAME:
+        raise InvalidJob(f"{option} must be a string of 1 to {_LONGEST_NAME} characters: got {name!r}")
+    return name
+
+
+def _name_of(function: Callable[..., object]) -> str:
+    module = function.__module__
+    if module == "__main__":
+        # `python -m package.module` runs a module that workers import under its own name.
+        spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+        module = spec.name if spec is not None else module
+    return f"{module}.{function.__qualname__}"

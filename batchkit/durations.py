@@ -1,0 +1,28 @@
+"""Durations, which users give as a timedelta or as seconds."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TypeAlias
+
+Duration: TypeAlias = timedelta | float
+
+
+def seconds(duration: Duration, *, name: str) -> float:
+    """
+    Give *duration* in seconds; *name* is the option in the error.
+
+    Raises:
+        ValueError: it is not a positive timedelta or number.
+    """
+    if isinstance(duration, timedelta):
+        number = duration.total_seconds()
+    elif isinstance(duration, int | float) and not isinstance(duration, bool):
+        number = float(duration)
+    else:
+        message = f"{name} must be a timedelta or a number of seconds, such as {name}=30: got {duration!r}"
+        raise ValueError(message)
+    if not 0 < number < float("inf"):
+        message = f"{name} must be longer than nothing, such as {name}=30: got {duration!r}"
+        raise ValueError(message)
+    return number

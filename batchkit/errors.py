@@ -1,0 +1,174 @@
+"""Every exception that a user of batchkit can meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+
+class BatchkitError(Exception):
+    """
+    Base of all errors of batchkit.
+
+    Each keeps what it is about as attributes, and its text says what happened, to which one, and what to do now.
+    """
+
+
+class InvalidJob(BatchkitError):
+    """Raised at decoration when a function, its source or an option cannot make a job."""
+
+
+class DuplicateJob(BatchkitError):
+    """Raised at decoration when another function already has the job's name."""
+
+    def __init__(self, name: str, *, first: str, second: str) -> None:
+        self.name = name
+        self.first = first
+        self.second = second
+        super().__init__(
+            f"two functions are jobs named {name!r}: {first} and {second}; "
+            f'give one of them a name of its own: @batched(..., name="...")'
+        )
+
+
+class JobNotFound(BatchkitError):
+    """Raised when no function of this process is the job asked for."""
+
+    def __init__(self, name: str, *, known: Iterable[str]) -> None:
+        self.name = name
+        self.known = sorted(known)
+        listing = ", ".join(self.known) or "none"
+        super().__init__(
+            f"no job named {name!r} is registered in this process (registered: {listing}); "
+            f"import the module that decorates it, or check the spelling"
+        )
+
+
+class InvalidParams(BatchkitError):
+    """Raised when params do not fit the job, or hold a value that cannot be stored."""
+
+    def __init__(self, job: str, problem: str) -> None:
+        self.job = job
+        self.problem = problem
+        super().__init__(f"job {job}: {problem}")
+
+
+class NotSerializable(BatchkitError):
+    """Raised when a value cannot be written as JSON and read back as the same value."""
+
+    def __init__(self, value: object, *, where: str, reason: str | None = None) -> None:
+        self.value = value
+        self.where = where
+        kind = type(value)
+        detail = reason or "only JSON values, datetime, date, time, timedelta, Decimal, UUID, bytes, Enum and tuple can"
+        super().__init__(
+            f"{where} is a {kind.__module__}.{kind.__qualname__}, which cannot be stored: {detail}; "
+            f"pass what identifies it instead, such as a primary key"
+        )
+
+
+class InvalidSource(BatchkitError):
+    """Raised when a source is not one, cannot be used as asked, or gives something unusable."""
+
+
+class SourceChanged(BatchkitError):
+    """Raised when a run would go on with another source, or other content, than it began with."""
+
+    def __init__(self, run_id: str, *, changes: Mapping[str, tuple[object, object]], mend: str) -> None:
+        self.run_id = run_id
+        self.changes = dict(changes)
+        listing = ", ".join(f"{name} was {was!r} and is {now!r}" for name, (was, now) in self.changes.items())
+        super().__init__(
+            f"run {run_id} began with another source: {listing}; its cursor would mean something else there. {mend}"
+        )
+
+
+class RunNotFound(BatchkitError):
+    """Raised when the store has no run with the id."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        super().__init__(f"there is no run {run_id!r} in this database; `batchkit runs` lists those that are")
+
+
+class IllegalTransition(BatchkitError):
+    """Raised when a run cannot do what was asked in the state that it is in."""
+
+    def __init__(self, run_id: str, *, current: str, wanted: str, possible: Iterable[str]) -> None:
+        self.run_id = run_id
+        self.current = current
+        self.wanted = wanted
+        self.possible = tuple(possible)
+        listing = ", ".join(self.possible) or "nothing else"
+        super().__init__(
+            f"run {run_id} is {current}, so it cannot become {wanted}; from {current} it can become {listing}"
+        )
+
+
+class RunFailed(BatchkitError):
+    """Raised by calling a job when the run that was worked in this process failed."""
+
+    def __init__(self, run_id: str, *, job: str, error: str) -> None:
+        self.run_id = run_id
+        self.job = job
+        self.error = error
+        super().__init__(
+            f"run {run_id} of {job} failed: {error}; what was committed stays, "
+            f"and after mending the cause resume() goes on behind it"
+        )
+
+
+class WaitTimeout(BatchkitError, TimeoutError):
+    """Raised by `Run.wait` when the run has not ended in time; the run itself goes on."""
+
+    def __init__(self, run_id: str, *, state: str, seconds: float) -> None:
+        self.run_id = run_id
+        self.state = state
+        self.seconds = seconds
+        super().__init__(
+            f"run {run_id} is still {state} after {seconds:g} s; it goes on without being waited for "
+            f"(if nothing moves, see whether a worker runs: `batchkit work`)"
+        )
+
+
+class LeaseLost(BatchkitError):
+    """Raised when a worker's right to a partition has ended; everything since its last checkpoint is rolled back."""
+
+    def __init__(self, run_id: str, *, partition: int, fence: int) -> None:
+        self.run_id = run_id
+        self.partition = partition
+        self.fence = fence
+        super().__init__(
+            f"the lease on partition {partition} of run {run_id} (fence {fence}) is over; "
+            f"the chunk in flight was rolled back and whoever holds the partition now does it again"
+        )
+
+
+class ChunkTorn(BatchkitError):
+    """Raised when the function ended the transaction that its chunk must share with the checkpoint."""
+
+    def __init__(self, run_id: str, *, what: str, mend: str) -> None:
+        self.run_id = run_id
+        self.what = what
+        super().__init__(f"run {run_id}: {what}, but a chunk's writes must commit together with its checkpoint. {mend}")
+
+
+class DatabaseUnavailable(BatchkitError):
+    """Raised when the database cannot be reached or written."""
+
+    def __init__(self, url: str, problem: str) -> None:
+        self.url = url
+        super().__init__(f"the database {url} cannot be used: {problem}")
+
+
+class SchemaMismatch(BatchkitError):
+    """Raised when the tables in the database are not those that this version of batchkit works with."""
+
+    def __init__(self, url: str, *, found: str | None, wanted: str, problem: str) -> None:
+        self.url = url
+        self.found = found
+        self.wanted = wanted
+        super().__init__(problem)
+
+
+class InvalidDatabase(BatchkitError):
+    """Raised when a database, or the way it was opened, cannot keep batchkit's promises."""

@@ -1,0 +1,181 @@
+"""A job: the definition that a decorated function makes, and the table of all of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from inspect import Signature
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from batchkit.chunk import Chunk
+from batchkit.errors import DuplicateJob, JobNotFound
+from batchkit.params import unpack
+from batchkit.run import Run
+from batchkit.sources.base import Source
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a job's runs are worked. Durations are in seconds."""
+
+    chunk_size: int
+    slice_time: float
+    lease: float
+    chunk_timeout: float
+    queue: str
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """All that `@batched` was told of one job."""
+
+    name: str
+    function: Callable[..., object]
+    make_source: Callable[..., Source[Any]]  # Any: jobs of all item types stand in one table
+    signature: Signature
+    options: Options
+    finish: Callable[..., object] | None
+
+    def params(self, stored: str) -> dict[str, object]:
+        """
+        Read the params of a run.
+
+        Raises:
+            InvalidParams: the job takes other params now.
+        """
+        return unpack(self.name, self.signature, stored)
+
+    @property
+    def place(self) -> str:
+        """Where the function stands, for error texts."""
+        code = self.function.__code__
+        return f"{self.function.__qualname__} ({code.co_filename}:{code.co_firstlineno})"
+
+
+class Job(Protocol[P, T]):
+    """
+    A function decorated with `@batched`: calling it starts a run and works it in this process until it ends.
+
+    It is a real function, so that queues can pickle and inspect it; this is its type.
+    """
+
+    __name__: str
+    __qualname__: str
+    #: the job's stable name
+    name: str
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Run:
+        """
+        Start a run and work it in this process until it ends, checkpointed all the same.
+
+        Raises:
+            RunFailed: the run failed; what was committed stays.
+        """
+        ...
+
+    def start(self, *args: P.args, **kwargs: P.kwargs) -> Run:
+        """Start a run: O(1), whatever the size of the job."""
+        ...
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> Run:
+        """Start a run, as `start` does, for Celery habits."""
+        ...
+
+    @property
+    def function(self) -> Callable[Concatenate[Chunk[T], P], object]:
+        """The plain function, for unit tests."""
+        ...
+
+
+class Registry(Mapping[str, Definition]):
+    """The jobs of this process by name."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, Definition] = {}
+        self._lock = threading.Lock()
+
+    def __getitem__(self, name: str) -> Definition:
+        try:
+            return self._jobs[name]
+        except KeyError:
+            raise JobNotFound(name, known=self._jobs) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._jobs
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(tuple(self._jobs))
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def add(self, job: Definition) -> None:
+        """
+        Register *job*. The same function anew, as after a reload, takes the place of the old one.
+
+        Raises:
+            DuplicateJob: another function has its name.
+        """
+        with self._lock:
+            known = self._jobs.get(job.name)
+            if known is not None and not _is_same_function(known.function, job.function):
+                raise DuplicateJob(job.name, first=known.place, second=job.place)
+            self._jobs[job.name] = job
+
+
+#: Every job that this process has decorated.
+JOBS = Registry()
+
+
+def _is_same_function(first: Callable[..., object], second: Callable[..., object]) -> bool:
+    if (first.__module__, first.__qualname__) != (second.__module__, second.__qualname__):
+        return False
+    # Twice in one file under one name is a mistake; a cell of a notebook that was run again has another file name.
+    same_file = first.__code__.co_filename == second.__code__.co_filename
+    return not same_file or first.__code__.co_firstlineno == second.__code__.co_firstlineno
+
+
+class Starter(Protocol):
+    """What a job needs of the kit that starts its runs."""
+
+    def start_run(self, job: Definition, params: str) -> Run:
+        """Write a run and wake a worker up."""
+        ...
+
+    def call_job(self, job: Definition, params: str) -> Run:
+        """Start a run and work it in this process until it ends."""
+        ...
+
+
+class Current:
+    """The kit that jobs use: the one built last, or one made from the environment when first needed."""
+
+    def __init__(self) -> None:
+        self._kit: Starter | None = None
+        self._make: Callable[[], Starter] | None = None
+        self._lock = threading.Lock()
+
+    def use(self, kit: Starter) -> None:
+        """Make *kit* the one that jobs use."""
+        self._kit = kit
+
+    def make_with(self, make: Callable[[], Starter]) -> None:
+        """Say how to make a kit where none was built."""
+        self._make = make
+
+    def __call__(self) -> Starter:
+        """Give the kit that jobs use."""
+        with self._lock:
+            if self._kit is None:
+                if self._make is None:  # the app module says how when it is imported, and every import of batchkit does
+                    message = "import batchkit before starting a job"
+                    raise RuntimeError(message)
+                self._kit = self._make()
+            return self._kit
+
+
+current_kit = Current()

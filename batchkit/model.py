@@ -1,0 +1,221 @@
+"""The frozen values that travel between the store, the slice and the user."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import NewType
+
+from batchkit.states import PartitionKind, PartitionState, Request, RunState
+
+RunId = NewType("RunId", str)
+
+_CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+def new_run_id() -> RunId:
+    """
+    Make a run id: 26 lower-case letters and digits that sort by the time of making.
+
+    The client makes it, so that a repeated request is recognised. The layout is that of a ULID
+    (github.com/ulid/spec): 48 bits of milliseconds, 80 random bits, Crockford's base 32.
+    """
+    number = (int(time.time() * 1000) << 80) | secrets.randbits(80)
+    return RunId("".join(_CROCKFORD[(number >> shift) & 31] for shift in range(125, -1, -5)))
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """
+    How far a run is, read in one statement. `done` is the number of committed items, never more.
+
+    `total` and `percent` are None while the total is unknown, `rate` (items per second) and `eta` while nobody works.
+    """
+
+    done: int
+    failed: int
+    total: int | None
+    total_is_estimate: bool
+    rate: float | None
+    elapsed: timedelta
+    workers: int
+    interruptions: int
+    chunk_size: int | None
+
+    @property
+    def percent(self) -> float | None:
+        """The share of items that are done or failed, 0 to 100."""
+        if self.total is None:
+            return None
+        return min(100.0, 100.0 * (self.done + self.failed) / self.total) if self.total else 100.0
+
+    @property
+    def eta(self) -> timedelta | None:
+        """The time until the last item at the present rate."""
+        if self.total is None or not self.rate:
+            return None
+        left = max(0, self.total - self.done - self.failed)
+        return timedelta(seconds=left / self.rate)
+
+
+@dataclass(frozen=True, slots=True)
+class RunError:
+    """What made a run fail. `cursor` is the last committed one, as JSON text; the error came behind it."""
+
+    type: str
+    message: str
+    traceback: str
+    partition: int
+    cursor: str | None
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.message else self.type
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A run as it was read from the store."""
+
+    id: RunId
+    job: str
+    params: str
+    queue: str
+    state: RunState
+    requested: Request | None
+    delivery: str
+    result: str | None
+    error: RunError | None
+    waiting_reason: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """One range of a run's items, as `Run.partitions` shows it."""
+
+    number: int
+    kind: PartitionKind
+    state: PartitionState
+    cursor: object
+    done: int
+    failed: int
+    fence: int
+    worker: str | None
+    lease_expires_at: datetime | None
+    is_held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One change of a run's state, as `Run.history` shows it."""
+
+    at: datetime
+    before: RunState | None
+    after: RunState
+    reason: str
+    worker: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """
+    What the first slice finds out about a run: the ranges of its partitions and how many items there are.
+
+    Cursors are JSON text. No range at all means that the source is empty.
+    """
+
+    ranges: tuple[Range, ...]
+    total: int | None
+    total_is_estimate: bool = False
+    identity: str | None = None
+    fingerprint: str | None = None
+    has_finish: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The items behind the cursor `after` (None: from the first) up to and including `until` (None: to the last)."""
+
+    after: str | None = None
+    until: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to work one partition, with all that a slice needs to know of it and of its run."""
+
+    run_id: RunId
+    number: int
+    kind: PartitionKind
+    fence: int
+    holder: str
+    seconds: float
+    job: str
+    params: str
+    delivery: str
+    is_planned: bool
+    identity: str | None
+    fingerprint: str | None
+    total: int | None
+    cursor: str | None
+    until: str | None
+    seq: int
+    done: int
+    failed: int
+    carry: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a chunk moves on: the cursor behind its last item, how many items it did, and the rest that is kept."""
+
+    cursor: str
+    done: int
+    failed: int
+    carry: str
+    chunk_size: int
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the checkpoint brings back about the run, so that a pause or a cancel is seen without asking for it."""
+
+    state: RunState
+    requested: Request | None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the slice may work another chunk."""
+        return self.state is RunState.RUNNING and self.requested is None
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Who holds a partition and how far it is: what decides whether a commit whose reply was lost happened."""
+
+    fence: int
+    holder: str | None
+    seq: int
+    cursor: str | None
+    done: int
+    failed: int
+    carry: str
+    is_live: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """What starting a run writes."""
+
+    job: str
+    params: str
+    queue: str
+    delivery: str
+    rerun_of: RunId | None = None
+    id: RunId = field(default_factory=new_run_id)

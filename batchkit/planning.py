@@ -1,0 +1,123 @@
+"""Planning a run: what its first slice finds out, and what later slices check against it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from batchkit.errors import InvalidSource, SourceChanged
+from batchkit.job import Definition
+from batchkit.model import Lease, Plan, Range
+from batchkit.sources.base import Bounded, Coded, Counted, Estimate, Fingerprinted, Identified, Source
+from batchkit.values import dumps, loads
+
+_ACCEPT = (
+    "Deploy the code that it began with, or cancel it and start a new run (the key and kind of a source must not "
+    "change while a run is unfinished)"
+)
+_RESTORE = "Put the content that it began with back and resume() it, or cancel it and start a new run"
+
+
+def make_source(job: Definition, params: dict[str, object]) -> Source[Any]:
+    """
+    Call the job's source function.
+
+    Raises:
+        InvalidSource: what it returns is not a source.
+    """
+    source = job.make_source(**params)
+    if not isinstance(source, Source):
+        raise InvalidSource(
+            f"the source function of job {job.name} returned {source!r}, which is not a source; "
+            f"return rows(...), items(...), span(...), csv_rows(...) or an object with read(after, limit, session)"
+        )
+    return source
+
+
+def plan(job: Definition, source: Source[Any], session: Session) -> Plan:
+    """Find out where the source ends, how many items it has, and what its cursors mean."""
+    range_: Range | None = Range()
+    if isinstance(source, Bounded):
+        upper = source.upper(session)
+        range_ = None if upper is None else Range(until=write_cursor(source, upper))
+        source = source if upper is None else source.until(upper)
+    total = 0 if range_ is None else source.count(session) if isinstance(source, Counted) else None
+    return Plan(
+        ranges=() if range_ is None else (range_,),
+        total=None if total is None else int(total),
+        total_is_estimate=isinstance(total, Estimate),
+        identity=_identity(source),
+        fingerprint=_fingerprint(source),
+        has_finish=job.finish is not None,
+    )
+
+
+def bounded(source: Source[Any], lease: Lease) -> Source[Any]:
+    """Cut the source off where the lease's partition ends."""
+    if lease.until is None or not isinstance(source, Bounded):
+        return source
+    return source.until(read_cursor(source, lease.until))
+
+
+def check_identity(source: Source[Any], lease: Lease) -> None:
+    """
+    Refuse a source whose cursors mean something else than those of the run.
+
+    Raises:
+        SourceChanged: the job's code gives another kind of source, or another key.
+    """
+    _compare(lease, lease.identity, _identity(source), mend=_ACCEPT)
+
+
+def check_fingerprint(source: Source[Any], lease: Lease) -> None:
+    """
+    Refuse a source whose content is not what the run began with.
+
+    Raises:
+        SourceChanged: a file was changed, a sequence has another length.
+    """
+    _compare(lease, lease.fingerprint, _fingerprint(source), mend=_RESTORE)
+
+
+def write_cursor(source: Source[Any], cursor: object) -> str:
+    """
+    Write a cursor as JSON text.
+
+    Raises:
+        NotSerializable: it would not come back as the same value.
+    """
+    where = f"the cursor {cursor!r} of {type(source).__name__}"
+    return dumps(source.encode(cursor) if isinstance(source, Coded) else cursor, where=where)
+
+
+def read_cursor(source: Source[Any], text: str | None) -> Any:  # noqa: ANN401
+    """Read what `write_cursor` wrote; None stands for the beginning."""
+    if text is None:
+        return None
+    stored: Any = loads(text)
+    return source.decode(stored) if isinstance(source, Coded) else stored
+
+
+def _identity(source: Source[Any]) -> str:
+    kind = f"{type(source).__module__}.{type(source).__qualname__}"
+    described = source.identity() if isinstance(source, Identified) else {"kind": kind}
+    return dumps(described, where="the identity of the source")
+
+
+def _fingerprint(source: Source[Any]) -> str | None:
+    if not isinstance(source, Fingerprinted):
+        return None
+    return dumps(source.fingerprint(), where="the fingerprint of the source")
+
+
+def _compare(lease: Lease, recorded: str | None, present: str | None, *, mend: str) -> None:
+    if recorded == present:
+        return
+    was: Any = loads(recorded) if recorded else {}
+    now: Any = loads(present) if present else {}
+    changes = {
+        name: (was.get(name), now.get(name)) for name in {**was, **now} if was.get(name) != now.get(name)
+    }
+    if changes:
+        raise SourceChanged(lease.run_id, changes=changes, mend=mend)

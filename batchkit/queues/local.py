@@ -1,0 +1,66 @@
+"""The built-in queue: worker processes on this machine that find their work in the database."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection
+
+from batchkit.errors import BatchkitError
+from batchkit.model import RunId
+from batchkit.stopping import Stop
+from batchkit.store import Store
+from batchkit.sweep import sweep
+from batchkit.worker import Worker
+
+_logger = logging.getLogger("batchkit")
+
+_POLL_SECONDS = 0.25
+_SWEEP_EVERY_SECONDS = 5.0
+_LONGEST_BACKOFF_SECONDS = 5.0
+
+
+class LocalQueue:
+    """
+    No broker: workers look into the database for what is due. `batchkit work` runs them.
+
+    Args:
+        processes: how many of them `batchkit work` starts where it is not told.
+    """
+
+    crosses_processes = True
+
+    def __init__(self, processes: int = 1) -> None:
+        if not isinstance(processes, int) or processes < 1:
+            message = f"processes is the number of worker processes, 1 or more: got {processes!r}"
+            raise ValueError(message)
+        self.processes = processes
+
+    def wake(self, run_id: RunId, *, queue: str) -> None:
+        """Do nothing: the row in the database is the wake-up."""
+
+
+def work_until_stopped(
+    worker: Worker, store: Store, queue: LocalQueue, *, queues: Collection[str] | None, stop: Stop
+) -> None:
+    """
+    Work whatever is due until a stop is requested, sweeping now and then.
+
+    A database that is away is waited for; what was in flight goes on from its last checkpoint.
+    """
+    backoff = _POLL_SECONDS
+    swept_at = 0.0
+    while not stop.requested:
+        try:
+            if time.monotonic() - swept_at > _SWEEP_EVERY_SECONDS:
+                sweep(store, queue)
+                swept_at = time.monotonic()
+            if worker.work_next(queues=queues, stop=stop) is None:
+                stop.wait(_POLL_SECONDS)
+            backoff = _POLL_SECONDS
+        except Exception as error:
+            if not isinstance(error, BatchkitError) and store.database.fault(error) is None:
+                raise
+            _logger.warning("the database cannot be used; trying again", extra={"seconds": backoff}, exc_info=True)
+            stop.wait(backoff)
+            backoff = min(backoff * 2, _LONGEST_BACKOFF_SECONDS)

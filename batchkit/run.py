@@ -1,0 +1,203 @@
+"""The handle of one run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Protocol
+
+from batchkit.durations import Duration, seconds
+from batchkit.errors import WaitTimeout
+from batchkit.model import Partition, Progress, RunError, RunId, RunRecord, Transition
+from batchkit.states import FINAL, Request, RunState
+from batchkit.values import loads
+
+_POLL_SECONDS = 0.1
+
+
+class Control(Protocol):
+    """What a handle needs of the kit it came from."""
+
+    def load(self, run_id: RunId) -> RunRecord:
+        """Read a run."""
+        ...
+
+    def pause(self, run_id: RunId) -> None:
+        """Have a run stop at its next chunk boundary."""
+        ...
+
+    def resume(self, run_id: RunId) -> None:
+        """Let a paused or failed run go on."""
+        ...
+
+    def cancel(self, run_id: RunId) -> None:
+        """Have a run end at its next chunk boundary."""
+        ...
+
+    def rerun(self, run_id: RunId) -> Run:
+        """Start a new run of the same job with the same params."""
+        ...
+
+    def partitions(self, run_id: RunId) -> Sequence[Partition]:
+        """Read a run's partitions."""
+        ...
+
+    def history(self, run_id: RunId) -> Sequence[Transition]:
+        """Read a run's changes of state."""
+        ...
+
+
+class Run:
+    """
+    One logical execution of a job with given params; it survives crashes, deploys and retries.
+
+    The attributes are as they were when last read; `refresh()` reads them again.
+    """
+
+    __slots__ = ("_control", "_record")
+
+    def __init__(self, record: RunRecord, *, control: Control) -> None:
+        self._record = record
+        self._control = control
+
+    def __repr__(self) -> str:
+        return f"<Run {self.id} of {self.job}: {self.state}, {self.progress.done} items done>"
+
+    @property
+    def id(self) -> RunId:
+        """The run's id; it sorts by the time of starting."""
+        return self._record.id
+
+    @property
+    def job(self) -> str:
+        """The name of the job."""
+        return self._record.job
+
+    @property
+    def params(self) -> dict[str, object]:
+        """The params it was started with, defaults included."""
+        params = loads(self._record.params)
+        return dict(params) if isinstance(params, dict) else {}
+
+    @property
+    def queue(self) -> str:
+        """The name of the queue that its wake-ups go to."""
+        return self._record.queue
+
+    @property
+    def state(self) -> RunState:
+        """Where it stands."""
+        return self._record.state
+
+    @property
+    def requested(self) -> Request | None:
+        """What a person asked of it that its workers have not yet seen."""
+        return self._record.requested
+
+    @property
+    def progress(self) -> Progress:
+        """How far it is."""
+        return self._record.progress
+
+    @property
+    def result(self) -> object:
+        """What the job's `finish` returned; None before and without one."""
+        return None if self._record.result is None else loads(self._record.result)
+
+    @property
+    def error(self) -> RunError | None:
+        """What made it fail."""
+        return self._record.error
+
+    @property
+    def delivery(self) -> str:
+        """What is promised for the writes of its chunks: `exactly-once` or `at-least-once`."""
+        return self._record.delivery
+
+    @property
+    def waiting_reason(self) -> str | None:
+        """Why a worker that could have worked it did not."""
+        return self._record.waiting_reason
+
+    @property
+    def created_at(self) -> datetime:
+        """When it was started."""
+        return self._record.created_at
+
+    @property
+    def started_at(self) -> datetime | None:
+        """When a worker first claimed it."""
+        return self._record.started_at
+
+    @property
+    def finished_at(self) -> datetime | None:
+        """When it succeeded, failed or was cancelled."""
+        return self._record.finished_at
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it succeeded, failed or was cancelled."""
+        return self.state in FINAL
+
+    def refresh(self) -> Run:
+        """Read the run again, and give the same handle."""
+        self._record = self._control.load(self.id)
+        return self
+
+    def wait(self, timeout: Duration | None = None) -> Run:
+        """
+        Wait until the run has ended, and give the same handle.
+
+        Raises:
+            WaitTimeout: it has not ended within *timeout*; it goes on without being waited for.
+        """
+        limit = None if timeout is None else seconds(timeout, name="timeout")
+        began = time.monotonic()
+        while not self.refresh().has_ended:
+            if limit is not None and time.monotonic() - began > limit:
+                raise WaitTimeout(self.id, state=self.state.value, seconds=limit)
+            time.sleep(_POLL_SECONDS)
+        return self
+
+    def pause(self) -> Run:
+        """
+        Have it stop at its next chunk boundary until `resume()`; at once when nobody works it.
+
+        Raises:
+            IllegalTransition: it has ended, or is being cancelled.
+        """
+        self._control.pause(self.id)
+        return self.refresh()
+
+    def resume(self) -> Run:
+        """
+        Let it go on behind the last committed item, after a pause or a failure; takes back a pause not yet seen.
+
+        Raises:
+            IllegalTransition: it is neither paused nor failed.
+        """
+        self._control.resume(self.id)
+        return self.refresh()
+
+    def cancel(self) -> Run:
+        """
+        End it for good at its next chunk boundary; at once when nobody works it. What was committed stays.
+
+        Raises:
+            IllegalTransition: it has ended.
+        """
+        self._control.cancel(self.id)
+        return self.refresh()
+
+    def rerun(self) -> Run:
+        """Start a new run of the same job with the same params, from the beginning."""
+        return self._control.rerun(self.id)
+
+    def partitions(self) -> Sequence[Partition]:
+        """Read its partitions: the ranges of items, each with its cursor, counters and worker."""
+        return self._control.partitions(self.id)
+
+    def history(self) -> Sequence[Transition]:
+        """Read all its changes of state, oldest first, each with its reason."""
+        return self._control.history(self.id)

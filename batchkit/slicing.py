@@ -1,0 +1,446 @@
+"""One slice: working the chunks of a claimed partition until it ends or should stop."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import random
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, cast
+
+from batchkit.chunk import Chunk, Finish
+from batchkit.errors import BatchkitError, DatabaseUnavailable, InvalidParams, LeaseLost, SourceChanged
+from batchkit.job import Definition
+from batchkit.lease_timer import LeaseTimer
+from batchkit.model import Checkpoint, Lease, Position, RunError, Standing
+from batchkit.planning import (
+    bounded,
+    check_fingerprint,
+    check_identity,
+    make_source,
+    plan,
+    read_cursor,
+    write_cursor,
+)
+from batchkit.sources.base import Source
+from batchkit.states import PartitionKind
+from batchkit.stopping import Deadline
+from batchkit.store import ChunkTransaction, HeldConnection, Sessions, Store
+from batchkit.store.dialects import Fault
+from batchkit.values import dumps, loads
+
+_logger = logging.getLogger("batchkit")
+
+_TRIES = 5
+_FIRST_BACKOFF_SECONDS = 0.05
+_DECLINE_SECONDS = 30.0
+_RECONNECT_SECONDS = 0.2
+#: How much the last chunk counts in the rate that is shown.
+_RATE_WEIGHT = 0.3
+
+
+class Stopping(Protocol):
+    """What a slice asks to learn whether it should stop."""
+
+    @property
+    def requested(self) -> bool:
+        """Whether it should."""
+        ...
+
+    @property
+    def reason(self) -> str | None:
+        """Why."""
+        ...
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for *seconds* or until it should stop; say whether it should."""
+        ...
+
+
+class Ending(enum.Enum):
+    """How a slice ended."""
+
+    #: nothing is left in the partition
+    EXHAUSTED = "exhausted"
+    #: infrastructure stopped it, or its time was up; the run goes on by itself
+    INTERRUPTED = "interrupted"
+    #: the run was paused, cancelled, or failed in another partition
+    REQUESTED = "requested"
+    #: an error stopped the run
+    FAILED = "failed"
+    #: the lease was over; what was not committed was rolled back
+    LOST = "lost"
+    #: this worker's code does not fit the run; it was left to others
+    DECLINED = "declined"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a slice."""
+
+    ending: Ending
+    chunks: int
+    items: int
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all slices of a worker share."""
+
+    store: Store
+    sessions: Sessions
+    worker: str
+    stop: Stopping
+    #: called after each commit with the lease as it is then
+    watch: Callable[[Lease], None]
+
+
+def work_slice(lease: Lease, *, job: Definition, around: Surroundings, slice_time: float | None) -> Outcome:
+    """
+    Work a claimed partition until it is exhausted or has to stop, and give it back.
+
+    Whatever happens, a chunk is committed together with its checkpoint or not at all. Errors of the job make the run
+    failed; a lost lease or database leaves it to whoever claims it next. Only what is no Exception passes through,
+    after the lease was given back.
+    """
+    timer = LeaseTimer(around.store.leases, lease, chunk_timeout=job.options.chunk_timeout)
+    held = HeldConnection(around.store.database, lease.run_id)
+    with timer:
+        slice_ = _Slice(lease, job=job, around=around, timer=timer, held=held, slice_time=slice_time)
+        try:
+            return slice_.work()
+        finally:
+            held.close()
+
+
+class _Slice:
+    def __init__(
+        self,
+        lease: Lease,
+        *,
+        job: Definition,
+        around: Surroundings,
+        timer: LeaseTimer,
+        held: HeldConnection,
+        slice_time: float | None,
+    ) -> None:
+        self._lease = lease
+        self._job = job
+        self._around = around
+        self._timer = timer
+        self._held = held
+        self._deadline = Deadline(slice_time)
+        self._chunks = 0
+        self._items = 0
+        self._rate = 0.0
+        self._is_empty = False
+        self._idle = lease.seconds
+        self._cpu_at_checkpoint = time.process_time()
+
+    def work(self) -> Outcome:
+        try:
+            if self._lease.kind is PartitionKind.FINISH:
+                return self._with_faults(self._finish)
+            source, params = self._prepare()
+            return self._work_chunks(source, params)
+        except LeaseLost as error:
+            return self._lost(error)
+        except _Declined as declined:
+            return self._decline(declined)
+        except _Stopped:
+            return self._interrupt(str(self._around.stop.reason))
+        except Exception as error:  # noqa: BLE001  the user's function may raise anything
+            return self._fail(error)
+        except BaseException as error:
+            self._give_back(f"stopped by {type(error).__name__}")
+            raise
+
+    # The items
+
+    def _prepare(self) -> tuple[Source[Any], dict[str, object]]:
+        try:
+            params = self._job.params(self._lease.params)
+        except InvalidParams as error:
+            raise _Declined(error) from error
+        source = make_source(self._job, params)
+        if not self._lease.is_planned:
+            self._with_faults(lambda: self._plan(source))
+        try:
+            check_identity(source, self._lease)
+        except SourceChanged as error:
+            raise _Declined(error) from error
+        check_fingerprint(source, self._lease)
+        return bounded(source, self._lease), params
+
+    def _plan(self, source: Source[Any]) -> None:
+        transaction = self._open()
+        try:
+            planned = plan(self._job, source, transaction.session)
+        finally:
+            transaction.rollback()
+        self._lease = self._around.store.leases.plan(self._lease, planned)
+        self._is_empty = not planned.ranges
+
+    def _work_chunks(self, source: Source[Any], params: dict[str, object]) -> Outcome:
+        while not self._is_empty:
+            if self._around.stop.requested:
+                return self._interrupt(str(self._around.stop.reason))
+            if self._timer.is_lost:
+                raise self._lease_lost()
+            standing = self._with_faults(lambda: self._chunk(source, params))
+            if standing is None:
+                break
+            if not standing.goes_on:
+                return self._yield_to(standing)
+            if self._deadline.has_passed:
+                return self._interrupt("its slice time is over")
+        self._around.store.leases.release(self._lease, is_exhausted=True, reason="every item is done")
+        return self._outcome(Ending.EXHAUSTED)
+
+    def _chunk(self, source: Source[Any], params: dict[str, object], attempt: int = 1) -> Standing | None:
+        self._timer.chunk_begins()
+        began = time.perf_counter()
+        transaction = self._open()
+        try:
+            cursor = read_cursor(source, self._lease.cursor)
+            pairs = list(source.read(cursor, self._job.options.chunk_size, transaction.session))
+            if not pairs:
+                transaction.rollback()
+                return None
+            chunk = self._make_chunk([item for item, _ in pairs], transaction, attempt)
+            self._job.function(chunk, **params)
+            transaction.flush()
+            checkpoint = self._checkpoint(source, pairs[-1][1], chunk, seconds=time.perf_counter() - began)
+            moved, standing = transaction.checkpoint(self._around.store.leases, self._lease, checkpoint)
+        except BaseException:
+            transaction.rollback()
+            raise
+        transaction.commit()
+        self._moved_on(moved)
+        return standing
+
+    def _make_chunk(self, items: list[Any], transaction: ChunkTransaction, attempt: int) -> Chunk[Any]:
+        return Chunk(
+            items,
+            transaction=transaction,
+            run_id=self._lease.run_id,
+            partition=self._lease.number,
+            number=self._lease.seq + 1,
+            attempt=attempt,
+            carry=_read_carry(self._lease.carry),
+            stopping=self._should_stop,
+        )
+
+    def _checkpoint(self, source: Source[Any], cursor: object, chunk: Chunk[Any], *, seconds: float) -> Checkpoint:
+        rate = len(chunk) / max(seconds, 1e-6)
+        self._rate = rate if not self._rate else self._rate + _RATE_WEIGHT * (rate - self._rate)
+        return Checkpoint(
+            cursor=write_cursor(source, cursor),
+            done=len(chunk),
+            failed=0,
+            carry=dumps(chunk.carry, where="chunk.carry") if chunk.carry else "{}",
+            chunk_size=len(chunk),
+            rate=self._rate,
+        )
+
+    def _moved_on(self, lease: Lease) -> None:
+        self._items += lease.done - self._lease.done
+        self._chunks += 1
+        self._lease = lease
+        self._idle = lease.seconds
+        self._cpu_at_checkpoint = time.process_time()
+        self._timer.checkpointed()
+        self._around.watch(lease)
+
+    # The end of the run
+
+    def _finish(self) -> Outcome:
+        try:
+            params = self._job.params(self._lease.params)
+        except InvalidParams as error:
+            raise _Declined(error) from error
+        if self._job.finish is None:
+            raise _Declined(
+                BatchkitError(
+                    f"job {self._job.name} has no finish function in this worker, but run {self._lease.run_id} began "
+                    f"with one; deploy the code that it began with"
+                )
+            )
+        leases = self._around.store.leases
+        transaction = self._open()
+        try:
+            rows = leases.carries(transaction.store_connection(), self._lease)
+            finish = Finish(
+                transaction=transaction,
+                run_id=self._lease.run_id,
+                done=sum(done for _, done, _ in rows),
+                failed=sum(failed for _, _, failed in rows),
+                carries=[_read_carry(carry) for carry, _, _ in rows],
+            )
+            result = dumps(self._job.finish(finish, **params), where="what finish returned")
+            transaction.flush()
+            ended = leases.finish(
+                transaction.store_connection(), self._lease, result=result, worker=self._around.worker
+            )
+        except BaseException:
+            transaction.rollback()
+            raise
+        if ended is not None:
+            transaction.rollback()
+            return self._yield_to(ended)
+        transaction.commit()
+        return self._outcome(Ending.EXHAUSTED)
+
+    # Faults of the database
+
+    def _with_faults(self, step: Callable[[], Any]) -> Any:  # noqa: ANN401
+        """Do *step* again after a fault that may pass; after a lost connection, find out first what was committed."""
+        for attempt in range(1, _TRIES + 1):
+            try:
+                return step()
+            except LeaseLost:
+                self._adopt_position()
+            except Exception as error:
+                fault = self._around.store.database.fault(error)
+                if fault is None or attempt == _TRIES:
+                    raise
+                _logger.warning(
+                    "a fault of the database; trying again",
+                    extra={"run_id": self._lease.run_id, "fault": fault.value, "attempt": attempt},
+                    exc_info=True,
+                )
+                if fault is Fault.LOST:
+                    self._held.discard()
+                    # Idle too long inside the transaction ends the connection as well; each time it may take longer.
+                    self._idle = min(self._idle * 2, self._job.options.chunk_timeout)
+                    self._adopt_position()
+                self._around.stop.wait(random.uniform(0.5, 1.0) * _FIRST_BACKOFF_SECONDS * 2**attempt)  # noqa: S311
+                if self._around.stop.requested:
+                    raise _Stopped from error
+        raise self._lease_lost()
+
+    def _adopt_position(self) -> None:
+        """
+        Go on from what the database says, after a commit whose reply was lost or a checkpoint that was refused.
+
+        Raises:
+            LeaseLost: the partition is not ours any more, or has not moved though its checkpoint was refused.
+        """
+        position = self._read_position()
+        is_ours = position.fence == self._lease.fence and position.holder == self._lease.holder
+        if not is_ours or not position.is_live:
+            raise self._lease_lost()
+        if position.seq > self._lease.seq:
+            self._moved_on(
+                replace(
+                    self._lease,
+                    seq=position.seq,
+                    cursor=position.cursor,
+                    done=position.done,
+                    failed=position.failed,
+                    carry=position.carry,
+                )
+            )
+
+    def _read_position(self) -> Position:
+        gives_up = Deadline(self._lease.seconds)
+        while True:
+            try:
+                return self._around.store.leases.position(self._lease)
+            except Exception as error:
+                if self._around.store.database.fault(error) is None or gives_up.has_passed:
+                    raise
+            if self._around.stop.wait(_RECONNECT_SECONDS):
+                raise self._lease_lost()
+
+    # Endings
+
+    def _interrupt(self, reason: str) -> Outcome:
+        self._around.store.leases.release(self._lease, reason=f"interrupted: {reason}")
+        return self._outcome(Ending.INTERRUPTED)
+
+    def _yield_to(self, standing: Standing) -> Outcome:
+        reason = f"{standing.requested} requested" if standing.requested else f"the run is {standing.state}"
+        self._around.store.leases.release(self._lease, reason=reason, is_interrupt=False)
+        return self._outcome(Ending.REQUESTED)
+
+    def _decline(self, declined: _Declined) -> Outcome:
+        reason = str(declined.error)
+        self._around.store.leases.release(
+            self._lease, reason="left to a worker whose code fits", delay=_DECLINE_SECONDS, is_interrupt=False
+        )
+        self._around.store.runs.explain_waiting(self._lease.run_id, reason)
+        _logger.warning("a run does not fit this worker's code", extra={"run_id": self._lease.run_id, "reason": reason})
+        return self._outcome(Ending.DECLINED, declined.error)
+
+    def _fail(self, error: Exception) -> Outcome:
+        if self._around.store.database.fault(error) is Fault.LOST or isinstance(error, DatabaseUnavailable):
+            self._held.discard()
+            self._give_back("interrupted: the database was away, or its lock was not to be had")
+            return self._outcome(Ending.INTERRUPTED, error)
+        described = RunError(
+            type=_type_name(error),
+            message=str(error),
+            traceback="".join(traceback.format_exception(error)),
+            partition=self._lease.number,
+            cursor=self._lease.cursor,
+        )
+        try:
+            self._around.store.leases.fail(self._lease, described, worker=self._around.worker)
+        except LeaseLost as lost:
+            return self._lost(lost)
+        _logger.error("a run failed", extra={"run_id": self._lease.run_id, "job": self._job.name}, exc_info=error)
+        return self._outcome(Ending.FAILED, error)
+
+    def _lost(self, error: LeaseLost) -> Outcome:
+        _logger.warning("a lease was lost", extra={"run_id": self._lease.run_id, "fence": self._lease.fence})
+        # A process that was stopped used no CPU time meanwhile. One that did was kept from renewing by its own code.
+        was_working = time.process_time() - self._cpu_at_checkpoint > self._lease.seconds / 2
+        if was_working and not self._timer.is_stuck:
+            self._quietly(lambda: self._around.store.leases.lengthen(self._lease))
+        return self._outcome(Ending.LOST, error)
+
+    def _give_back(self, reason: str) -> None:
+        self._held.rollback()
+        self._quietly(lambda: self._around.store.leases.release(self._lease, reason=reason))
+
+    def _quietly(self, step: Callable[[], object]) -> None:
+        try:
+            step()
+        except Exception:
+            # The lease runs out by itself, so nothing is lost but time.
+            _logger.warning("a lease was left to run out", extra={"run_id": self._lease.run_id}, exc_info=True)
+
+    def _open(self) -> ChunkTransaction:
+        return ChunkTransaction(self._held, self._around.sessions, idle=self._idle)
+
+    def _should_stop(self) -> bool:
+        return self._around.stop.requested or self._timer.is_lost or self._deadline.has_passed
+
+    def _lease_lost(self) -> LeaseLost:
+        return LeaseLost(self._lease.run_id, partition=self._lease.number, fence=self._lease.fence)
+
+    def _outcome(self, ending: Ending, error: BaseException | None = None) -> Outcome:
+        return Outcome(ending, chunks=self._chunks, items=self._items, error=error)
+
+
+class _Stopped(Exception):  # noqa: N818  a signal, which never reaches the caller
+    pass
+
+
+class _Declined(Exception):  # noqa: N818  a signal, which never reaches the caller
+    def __init__(self, error: BatchkitError) -> None:
+        self.error = error
+
+
+def _read_carry(text: str) -> dict[str, object]:
+    return cast("dict[str, object]", loads(text)) if text != "{}" else {}
+
+
+def _type_name(error: BaseException) -> str:
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

@@ -1,0 +1,96 @@
+"""How a worker learns that it should stop."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_STOPPING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stop:
+    """
+    A request to stop, made once and seen by everybody who asks.
+
+    It may be made in a signal handler: that writes a byte into a pipe and takes no lock, since the main thread may
+    hold any lock at that moment.
+    """
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._pid = os.getpid()
+        self.reason: str | None = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether the worker should stop."""
+        return self.reason is not None
+
+    def request(self, reason: str) -> None:
+        """Ask for a stop; only the first reason is kept."""
+        if self.reason is None:
+            self.reason = reason
+            try:
+                os.write(self._writer, b"!")
+            except OSError:  # closed already: whoever waited has left
+                return
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for *seconds* or until a stop is requested; say whether one is."""
+        if not self.requested and seconds > 0:
+            select.select([self._reader], [], [], seconds)
+        return self.requested
+
+    def close(self) -> None:
+        """Give the pipe back."""
+        os.close(self._reader)
+        os.close(self._writer)
+
+    def __enter__(self) -> Stop:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextmanager
+def stopped_by_signals(stop: Stop) -> Iterator[Stop]:
+    """
+    Turn SIGTERM and SIGINT into a request to stop for the length of the block.
+
+    A second signal ends the chunk in flight, which is rolled back. Outside the main thread nothing is installed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.request(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, on_signal) for number in _STOPPING_SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Deadline:
+    """A moment of this process's monotonic clock."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._at = None if seconds is None else time.monotonic() + seconds
+
+    @property
+    def has_passed(self) -> bool:
+        """Whether it lies behind."""
+        return self._at is not None and time.monotonic() >= self._at

@@ -1,0 +1,334 @@
+"""One database: its engine, its transactions, and the connection that a slice holds."""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.engine import RootTransaction
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.sql.base import Executable
+from sqlalchemy.sql.compiler import SQLCompiler
+
+from batchkit.errors import ChunkTorn, DatabaseUnavailable, InvalidDatabase
+from batchkit.store.clock import Clock
+from batchkit.store.dialects import Dialect, Fault, dialect_named
+from batchkit.store.tables import Tables, tables
+
+_LOCK_WAIT_SECONDS = 5.0
+_ONE_WRITER_LOCK_WAIT_SECONDS = 30.0
+#: On a database with one writer the lock is left free this long ...
+_BREATHER_SECONDS = 0.04
+#: ... whenever one slice has held it for this long in all: else outside writers never find it free.
+_BREATHER_EVERY_SECONDS = 1.0
+
+
+class Database:
+    """
+    The database that holds batchkit's tables.
+
+    All transactions are begun here, with a statement of our own on a connection in the driver's autocommit mode, so
+    that isolation and timeouts cost no round trip and a transaction ended behind our back is seen. Nothing is
+    listened to on the user's engine.
+    """
+
+    def __init__(
+        self, database: str | URL | Engine, *, schema: str | None = None, clock: Clock | None = None
+    ) -> None:
+        self.clock = clock or Clock()
+        self.schema = schema
+        self.tables: Tables = tables(schema)
+        self.engine = database if isinstance(database, Engine) else _engine_for(database)
+        self.dialect: Dialect = dialect_named(self.engine.dialect.name)
+        self._is_checked = False
+        if isinstance(database, Engine):
+            self.dialect.engine_options(database.url)
+        _drop_pool_in_children(self.engine)
+
+    @property
+    def url(self) -> str:
+        """The address without its password, for messages."""
+        return self.engine.url.render_as_string(hide_password=True)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """
+        Open a short transaction that may write, and commit it at the end of the block.
+
+        Raises:
+            DatabaseUnavailable: the database cannot be reached or written.
+        """
+        wait = _ONE_WRITER_LOCK_WAIT_SECONDS if self.dialect.has_one_writer else _LOCK_WAIT_SECONDS
+        with self.connect() as connection, connection.begin():
+            try:
+                self.dialect.begin(_driver(connection), lock_wait=wait, idle=wait * 4)
+            except self.driver_error as error:
+                raise self.unavailable(error) from error
+            yield connection
+
+    def connect(self) -> Connection:
+        """
+        Open a connection whose transactions are begun by `Dialect.begin`.
+
+        Raises:
+            DatabaseUnavailable: the database cannot be reached.
+            InvalidDatabase: it was opened in a way that cannot keep the promises.
+        """
+        try:
+            connection = self.engine.connect()
+        except DBAPIError as error:
+            raise self.unavailable(error) from error
+        try:
+            if not self._is_checked:
+                self.dialect.check(_driver(connection))
+                self._is_checked = True
+            return connection.execution_options(isolation_level="AUTOCOMMIT")
+        except (DBAPIError, self.driver_error) as error:
+            connection.close()
+            raise self.unavailable(error) from error
+        except BaseException:
+            connection.close()
+            raise
+
+    @property
+    def driver_error(self) -> type[Exception]:
+        """The base of the driver's errors."""
+        error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
+        return error
+
+    def fault(self, error: BaseException) -> Fault | None:
+        """Say what *error* means for the work, or None where it is no fault of the database."""
+        if isinstance(error, DatabaseUnavailable):
+            return self.fault(error.__cause__) if error.__cause__ else None
+        if isinstance(error, DBAPIError) and error.connection_invalidated:
+            return Fault.LOST
+        return self.dialect.fault(error)
+
+    def unavailable(self, error: BaseException) -> DatabaseUnavailable:
+        """Make the error for a database that cannot be used."""
+        original = error.orig if isinstance(error, DBAPIError) else error
+        text = " ".join(str(original).split())
+        mend = (
+            "make the file and its folder writable for this user"
+            if "readonly" in text
+            else "see that it runs and that the address is right"
+        )
+        return DatabaseUnavailable(self.url, f"{text}; {mend}")
+
+    def close(self) -> None:
+        """Close the pooled connections."""
+        self.engine.dispose()
+
+
+class Rendered:
+    """A statement compiled once to the driver's text, for those that are sent with each chunk."""
+
+    def __init__(self, statement: Executable, engine: Engine) -> None:
+        compiled = statement.compile(dialect=engine.dialect)  # type: ignore[attr-defined]
+        assert isinstance(compiled, SQLCompiler)  # noqa: S101  SQLAlchemy types it as its base
+        self._compiled = compiled
+        self.text = str(compiled)
+
+    def values(self, values: Mapping[str, object]) -> Any:  # noqa: ANN401
+        """Put *values* into the driver's form."""
+        named = self._compiled.construct_params(values, _check=False)
+        order = self._compiled.positiontup
+        return named if order is None else [named[name] for name in order]
+
+
+class HeldConnection:
+    """
+    The one connection that a slice holds, and the guard on its transaction.
+
+    The user's function writes through `connection`. Whatever it does to the transaction there, the transaction is
+    committed by `commit()` here, whole, or not at all.
+    """
+
+    def __init__(self, database: Database, run_id: str) -> None:
+        self._database = database
+        self._run_id = run_id
+        self._connection: Connection | None = None
+        self._transaction: RootTransaction | None = None
+        self._is_ours = False
+        self._torn: str | None = None
+        self._began_at = 0.0
+        self._held_seconds = 0.0
+        #: the wall clock when the transaction began
+        self.began_at_epoch = 0.0
+
+    @property
+    def connection(self) -> Connection:
+        """The connection, in the transaction begun last."""
+        if self._connection is None:
+            self._connection = self._open()
+        return self._connection
+
+    def begin(self, *, idle: float) -> None:
+        """
+        Begin a transaction; see `Dialect.begin`.
+
+        Raises:
+            DatabaseUnavailable: the database cannot be reached, or its lock was not to be had.
+        """
+        connection = self.connection
+        self._torn = None
+        with self._ours():
+            self._transaction = connection.begin()
+        try:
+            self._database.dialect.begin(_driver(connection), lock_wait=_LOCK_WAIT_SECONDS, idle=idle)
+        except self._database.driver_error as error:
+            raise self._database.unavailable(error) from error
+        self._began_at = time.monotonic()
+        self.began_at_epoch = time.time()
+
+    def execute(self, statement: Rendered, values: Mapping[str, object]) -> Any:  # noqa: ANN401
+        """Send *statement* straight to the driver and give its first row, or None."""
+        cursor = _driver(self.connection).cursor()
+        try:
+            cursor.execute(statement.text, statement.values(values))
+            return cursor.fetchone()
+        finally:
+            cursor.close()
+
+    def check(self) -> None:
+        """
+        Refuse to go on if the function ended the transaction.
+
+        Raises:
+            ChunkTorn: it did; what it wrote before may be committed or lost, and the chunk must not be counted.
+        """
+        transaction = self._transaction
+        if self._torn is None and transaction is not None and transaction.is_active:
+            if self._database.dialect.is_in_transaction(_driver(self.connection)):
+                return
+            self._torn = "the function ended the transaction with a statement of its own (COMMIT, DDL, a script)"
+        raise self._error(self._torn or "the function ended the transaction")
+
+    def commit(self) -> None:
+        """Commit. A lost connection raises the driver's error, and whether it happened must be asked elsewhere."""
+        if self._transaction is not None:
+            with self._ours():
+                self._transaction.commit()
+        self._breathe()
+
+    def rollback(self) -> None:
+        """Roll back; a connection that cannot do even that is thrown away."""
+        connection, self._transaction = self._connection, None
+        if connection is None:
+            return
+        try:
+            with self._ours():
+                if connection.in_transaction():
+                    connection.rollback()
+                if self._database.dialect.is_in_transaction(_driver(connection)):
+                    _driver(connection).rollback()
+        except (DBAPIError, self._database.driver_error):
+            self.discard()
+        self._breathe()
+
+    def discard(self) -> None:
+        """Throw the connection away; the next use opens another."""
+        connection, self._connection, self._transaction = self._connection, None, None
+        if connection is not None:
+            with self._ours():
+                connection.invalidate()
+                connection.close()
+
+    def close(self) -> None:
+        """Give the connection back to the pool, with nothing left open on it."""
+        self.rollback()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with self._ours():
+                connection.close()
+
+    def _open(self) -> Connection:
+        connection = self._database.connect()
+        event.listen(connection, "begin", self._on_begin)
+        event.listen(connection, "commit", self._on_commit)
+        event.listen(connection, "rollback", self._on_rollback)
+        return connection
+
+    def _on_begin(self, _: Connection) -> None:
+        if not self._is_ours:
+            self._torn = self._torn or "the function ended the transaction and began another"
+            raise self._error(self._torn)
+
+    def _on_commit(self, _: Connection) -> None:
+        if not self._is_ours:
+            self._torn = "the function called commit() on the connection"
+            raise self._error(self._torn)
+
+    def _on_rollback(self, _: Connection) -> None:
+        if not self._is_ours:
+            self._torn = "the function rolled the transaction back"
+
+    def _error(self, what: str) -> ChunkTorn:
+        return ChunkTorn(
+            self._run_id,
+            what=what,
+            mend=(
+                "Leave commit and rollback out of the function; put what may fail into "
+                "`with chunk.session.begin_nested():` (or `with chunk.connection.begin_nested():`)"
+            ),
+        )
+
+    @contextmanager
+    def _ours(self) -> Iterator[None]:
+        self._is_ours = True
+        try:
+            yield
+        finally:
+            self._is_ours = False
+
+    def _breathe(self) -> None:
+        if not self._database.dialect.has_one_writer or not self._began_at:
+            return
+        self._held_seconds += time.monotonic() - self._began_at
+        self._began_at = 0.0
+        if self._held_seconds > _BREATHER_EVERY_SECONDS:
+            self._held_seconds = 0.0
+            time.sleep(_BREATHER_SECONDS)
+
+
+def _engine_for(database: str | URL) -> Engine:
+    try:
+        url = make_url(database)
+        if url.drivername in ("postgresql", "postgres"):
+            # Heroku and others write postgres://, which SQLAlchemy does not know; psycopg 3 is the driver we work with.
+            url = url.set(drivername="postgresql+psycopg")
+        return create_engine(url, **dialect_named(url.get_backend_name()).engine_options(url))
+    except ArgumentError as error:
+        raise InvalidDatabase(
+            f"{str(database)[:40]!r} is not a database URL; it looks like postgresql+psycopg://user@host/name "
+            f"or sqlite:///file.db"
+        ) from error
+    except (NoSuchModuleError, ModuleNotFoundError) as error:
+        raise InvalidDatabase(
+            f"the driver for {url.drivername} is not installed ({error}); for PostgreSQL: "
+            f"pip install 'batchkit-jobs[postgres]'"
+        ) from error
+
+
+def _driver(connection: Connection) -> Any:  # noqa: ANN401
+    return connection.connection.driver_connection
+
+
+def _drop_pool_in_children(engine: Engine) -> None:
+    """Make forked children open connections of their own: two processes on one socket read each other's replies."""
+    if not hasattr(os, "register_at_fork"):
+        return
+    seen = weakref.ref(engine)
+
+    def drop() -> None:
+        inherited = seen()
+        if inherited is not None:
+            inherited.dispose(close=False)
+
+    after: Callable[[], None] = drop
+    os.register_at_fork(after_in_child=after)

@@ -1,0 +1,168 @@
+"""What differs between the databases, and nothing else does."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, Protocol
+
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
+
+from batchkit.errors import InvalidDatabase
+
+# Any: the drivers' connections and cursors have no common type.
+DriverConnection = Any
+
+_SQLITE_AT_LEAST = (3, 35, 0)
+_SQLITE_BUSY_SECONDS = 30.0
+
+
+class Fault(enum.Enum):
+    """What an error of the database means for the work."""
+
+    #: the connection is gone; whether the last COMMIT happened must be asked on another
+    LOST = "lost"
+    #: the same work may succeed in a moment: a deadlock, a serialization failure, a lock that was waited for
+    TRANSIENT = "transient"
+
+
+class Dialect(Protocol):
+    """How one kind of database is spoken to where SQLAlchemy does not say it."""
+
+    #: whether one writer at a time holds the whole database
+    has_one_writer: bool
+
+    def engine_options(self, url: URL) -> dict[str, Any]:
+        """Give what `create_engine` needs for *url*."""
+        ...
+
+    def check(self, driver: DriverConnection) -> None:
+        """Refuse a connection that cannot keep the promises."""
+        ...
+
+    def begin(self, driver: DriverConnection, *, lock_wait: float, idle: float | None) -> None:
+        """
+        Begin a transaction that may write, with READ COMMITTED and in one round trip.
+
+        A lock is waited for *lock_wait* seconds at most. A session that is idle for *idle* seconds inside the
+        transaction is ended by the database, so that a stopped process does not keep its locks for ever.
+        """
+        ...
+
+    def is_in_transaction(self, driver: DriverConnection) -> bool:
+        """Tell whether the transaction is still open, from what the driver knows."""
+        ...
+
+    def fault(self, error: BaseException) -> Fault | None:
+        """Say what *error* means, or None where it is no fault of the database."""
+        ...
+
+
+class Postgres:
+    """PostgreSQL through psycopg 3."""
+
+    has_one_writer = False
+
+    def engine_options(self, url: URL) -> dict[str, Any]:  # noqa: ARG002
+        """Give what `create_engine` needs for *url*."""
+        keepalives = {"keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+        return {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10, **keepalives}}
+
+    def check(self, driver: DriverConnection) -> None:
+        """Refuse an engine in AUTOCOMMIT: each statement of a user's session would commit by itself."""
+        if driver.autocommit:
+            raise InvalidDatabase(
+                "the engine is in AUTOCOMMIT, so a chunk's writes could not commit together with its checkpoint; "
+                'give batchkit an engine without isolation_level="AUTOCOMMIT"'
+            )
+
+    def begin(self, driver: DriverConnection, *, lock_wait: float, idle: float | None) -> None:
+        """Begin with one simple query of several statements, hence one round trip; never as a prepared statement."""
+        settings = f"SET LOCAL lock_timeout = {int(lock_wait * 1000)}"
+        if idle is not None:
+            settings += f"; SET LOCAL idle_in_transaction_session_timeout = {int(idle * 1000)}"
+        driver.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED; {settings}", prepare=False)
+
+    def is_in_transaction(self, driver: DriverConnection) -> bool:
+        """Tell by libpq's transaction status: idle means that somebody ended it."""
+        return bool(driver.info.transaction_status != 0)
+
+    def fault(self, error: BaseException) -> Fault | None:
+        """Go by SQLSTATE (PostgreSQL manual, appendix A); a lost connection often has none."""
+        import psycopg  # noqa: PLC0415  an extra: only users of PostgreSQL have it
+
+        original = _original(error)
+        if not isinstance(original, psycopg.Error):
+            return None
+        state = original.sqlstate
+        if state is None:
+            return Fault.LOST if isinstance(original, psycopg.OperationalError | psycopg.InterfaceError) else None
+        if state[:2] == "08" or state in {"57P01", "57P02", "57P03", "57P05", "25P03", "25P04"}:
+            return Fault.LOST
+        return Fault.TRANSIENT if state in {"40001", "40P01", "55P03", "53300"} else None
+
+
+class Sqlite:
+    """SQLite through the standard library's driver."""
+
+    has_one_writer = True
+
+    def engine_options(self, url: URL) -> dict[str, Any]:
+        """Give what `create_engine` needs for *url*: a file, since other processes must see it."""
+        if not url.database or url.database == ":memory:" or "mode=memory" in url.database:
+            raise InvalidDatabase(
+                "a SQLite database in memory is seen by one connection only and dies with the process; "
+                "give a file: sqlite:///batchkit.db"
+            )
+        return {"connect_args": {"timeout": _SQLITE_BUSY_SECONDS}}
+
+    def check(self, driver: DriverConnection) -> None:
+        """Refuse a library without RETURNING; switch the file to WAL, so that readers do not wait for the writer."""
+        import sqlite3  # noqa: PLC0415  some Pythons are built without it
+
+        if sqlite3.sqlite_version_info < _SQLITE_AT_LEAST:
+            raise InvalidDatabase(
+                f"SQLite {sqlite3.sqlite_version} lacks UPDATE ... RETURNING; batchkit needs "
+                f"{'.'.join(map(str, _SQLITE_AT_LEAST))} or newer"
+            )
+        driver.execute("PRAGMA journal_mode=WAL").fetchone()
+
+    def begin(self, driver: DriverConnection, *, lock_wait: float, idle: float | None) -> None:  # noqa: ARG002
+        """Take the write lock at once: a transaction that has read fails without waiting when it writes later."""
+        driver.execute(f"PRAGMA busy_timeout = {int(lock_wait * 1000)}")
+        driver.execute("BEGIN IMMEDIATE")
+
+    def is_in_transaction(self, driver: DriverConnection) -> bool:
+        """Tell by SQLite's own autocommit flag."""
+        return bool(driver.in_transaction)
+
+    def fault(self, error: BaseException) -> Fault | None:
+        """Go by the text where the driver has no code: the standard library tells codes from Python 3.11 on."""
+        import sqlite3  # noqa: PLC0415  some Pythons are built without it
+
+        original = _original(error)
+        if isinstance(original, sqlite3.OperationalError) and "locked" in str(original):
+            return Fault.TRANSIENT
+        return None
+
+
+def dialect_named(name: str) -> Dialect:
+    """
+    Give the dialect that SQLAlchemy calls *name*.
+
+    Raises:
+        InvalidDatabase: batchkit does not know it.
+    """
+    if name == "postgresql":
+        return Postgres()
+    if name == "sqlite":
+        return Sqlite()
+    raise InvalidDatabase(f"batchkit keeps its tables in PostgreSQL or SQLite, not in {name}")
+
+
+def _original(error: BaseException) -> BaseException | None:
+    # Users wrap errors in their own; the chain is followed to the driver's.
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, DBAPIError):
+        seen = seen.__cause__
+    return seen.orig if isinstance(seen, DBAPIError) else error

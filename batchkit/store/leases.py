@@ -1,0 +1,288 @@
+"""Claiming partitions, moving them on and giving them back."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from datetime import datetime, timezone
+from typing import Any
+
+from sqlalchemy import Connection
+
+from batchkit.errors import LeaseLost
+from batchkit.model import Checkpoint, Lease, Plan, Position, Range, RunError, RunId, Standing
+from batchkit.states import WORKABLE, PartitionKind, PartitionState, Request, RunState
+from batchkit.store.database import Database, HeldConnection, Rendered
+from batchkit.store.runs import Runs
+from batchkit.store.statements import Statements
+
+#: How long a living worker's lost lease may make the next ones, in seconds.
+_LONGEST_LEASE = 3600.0
+
+
+class Leases:
+    """
+    The right to work partitions.
+
+    The order of locks is: the run's row, then the partition's. The checkpoint locks its partition only.
+    """
+
+    def __init__(self, database: Database, runs: Runs) -> None:
+        self._database = database
+        self._runs = runs
+        self._statements = Statements(database.tables, database.clock)
+        self._checkpoint = Rendered(
+            self._statements.checkpoint(one_writer=database.dialect.has_one_writer), database.engine
+        )
+
+    def claimable(
+        self, *, jobs: Collection[str], queues: Collection[str] | None, limit: int = 10
+    ) -> list[tuple[RunId, int]]:
+        """Find partitions of *jobs* that can be claimed now, those that have waited longest first."""
+        if not jobs:
+            return []
+        statement = self._statements.claimable(jobs=jobs, queues=queues, limit=limit)
+        with self._database.connect() as tx:
+            return [(RunId(run_id), number) for run_id, number in tx.execute(statement)]
+
+    def claimable_in(self, run_id: RunId) -> list[int]:
+        """Find partitions of one run that can be claimed now."""
+        with self._database.connect() as tx:
+            return list(tx.execute(self._statements.claimable_in(run_id)).scalars())
+
+    def claim(self, run_id: RunId, number: int, *, worker: str, seconds: float) -> Lease | None:
+        """
+        Take a partition for *seconds*, under a new fence; None when somebody else holds it or it is not workable.
+
+        *worker* is shown to people; what decides is a random token made here.
+        """
+        with self._database.transaction() as tx:
+            run = self._runs.lock(tx, run_id)
+            if run is None or run["state"] not in WORKABLE or run["requested"] is not None:
+                return None
+            before = tx.execute(self._statements.read_partition(run_id, number)).mappings().one_or_none()
+            token = secrets.token_hex(16)
+            claimed = tx.execute(
+                self._statements.claim(run_id, number, holder=token, worker=worker, seconds=seconds)
+            )
+            if before is None or claimed.rowcount != 1:
+                return None
+            self._record_claim(tx, run, taken_from=before["worker"] if before["holder"] else None, worker=worker)
+            row = tx.execute(self._statements.read_partition(run_id, number)).mappings().one()
+            return _lease(run, row)
+
+    def plan(self, lease: Lease, plan: Plan) -> Lease:
+        """
+        Write down a run's ranges, total and identity, once, and go on with the first range.
+
+        Raises:
+            LeaseLost: another worker has claimed the partition since, and plans the run.
+        """
+        with self._database.transaction() as tx:
+            self._runs.lock(tx, lease.run_id)
+            first = plan.ranges[0] if plan.ranges else None
+            planned = tx.execute(self._statements.plan_run(lease, plan))
+            moved = tx.execute(self._statements.plan_first_partition(lease, first))
+            if planned.rowcount != 1 or moved.rowcount != 1:
+                raise _lost(lease)
+            self._insert_rest(tx, lease, plan)
+        bounds = first or Range()
+        return replace(
+            lease,
+            is_planned=True,
+            total=plan.total,
+            identity=plan.identity,
+            fingerprint=plan.fingerprint,
+            cursor=bounds.after,
+            until=bounds.until,
+        )
+
+    def checkpoint(self, held: HeldConnection, lease: Lease, checkpoint: Checkpoint) -> tuple[Lease, Standing]:
+        """
+        Move the partition on as part of the transaction that is open on *held*, and say how its run stands.
+
+        It is the last statement before the commit, so that the row is locked for a moment only.
+
+        Raises:
+            LeaseLost: the lease is over; the transaction must be rolled back.
+        """
+        row = held.execute(
+            self._checkpoint,
+            {
+                "run_id": lease.run_id,
+                "number_": lease.number,
+                "fence_": lease.fence,
+                "holder_": lease.holder,
+                "seq_": lease.seq,
+                "locked_at": _sqlite_moment(held.began_at_epoch),
+                "cursor_": checkpoint.cursor,
+                "done_": checkpoint.done,
+                "failed_": checkpoint.failed,
+                "carry_": checkpoint.carry,
+                "chunk_size_": checkpoint.chunk_size,
+                "rate_": checkpoint.rate,
+                "lease_": lease.seconds,
+            },
+        )
+        if row is None:
+            raise _lost(lease)
+        state, requested = row
+        moved = replace(
+            lease,
+            cursor=checkpoint.cursor,
+            seq=lease.seq + 1,
+            done=lease.done + checkpoint.done,
+            failed=lease.failed + checkpoint.failed,
+            carry=checkpoint.carry,
+        )
+        return moved, Standing(RunState(state), None if requested is None else Request(requested))
+
+    def position(self, lease: Lease) -> Position:
+        """Read who holds the partition and how far it is, to learn whether a commit whose reply was lost happened."""
+        with self._database.connect() as tx:
+            row = tx.execute(self._statements.read_partition(lease.run_id, lease.number)).mappings().one()
+        return Position(
+            fence=row["fence"],
+            holder=row["holder"],
+            seq=row["seq"],
+            cursor=row["cursor"],
+            done=row["done"],
+            failed=row["failed"],
+            carry=row["carry"],
+            is_live=bool(row["is_live"]),
+        )
+
+    def renew(self, lease: Lease) -> bool:
+        """Push the lease's end forward; False when the lease is over."""
+        with self._database.transaction() as tx:
+            return tx.execute(self._statements.renew(lease)).rowcount == 1
+
+    def lengthen(self, lease: Lease) -> None:
+        """Make the partition's next leases longer, since this worker was alive when it lost this one."""
+        if lease.seconds * 2 <= _LONGEST_LEASE:
+            with self._database.transaction() as tx:
+                tx.execute(self._statements.lengthen(lease))
+
+    def release(
+        self, lease: Lease, *, is_exhausted: bool = False, reason: str, delay: float = 0.0, is_interrupt: bool = True
+    ) -> RunState:
+        """
+        Give a partition back and settle its run if this was its last live lease; give the run's state.
+
+        Raises:
+            LeaseLost: the lease is over already, and nothing was changed.
+        """
+        with self._database.transaction() as tx:
+            self._runs.lock(tx, lease.run_id)
+            self._give_back(tx, lease, is_final=is_exhausted, delay=delay)
+            return self._runs.settle(
+                tx, lease.run_id, reason=reason, worker=None, is_interrupt=is_interrupt and not is_exhausted
+            )
+
+    def fail(self, lease: Lease, error: RunError, *, worker: str) -> RunState:
+        """
+        Give a partition back and make its run failed, unless it has ended in another way meanwhile.
+
+        Raises:
+            LeaseLost: the lease is over already, and nothing was changed.
+        """
+        with self._database.transaction() as tx:
+            self._runs.lock(tx, lease.run_id)
+            self._give_back(tx, lease, is_final=False, delay=0.0)
+            return self._runs.fail(tx, lease.run_id, error, worker=worker)
+
+    def finish(self, tx: Connection, lease: Lease, *, result: str, worker: str) -> Standing | None:
+        """
+        Make the run succeeded as part of *tx*, which carries what its `finish` function wrote; None when that was done.
+
+        A run that was cancelled, or is not running any more, is left as it is: how it stands is given, and *tx* must
+        be rolled back. A pause comes too late.
+
+        Raises:
+            LeaseLost: the lease is over; *tx* must be rolled back.
+        """
+        run = self._runs.lock(tx, lease.run_id)
+        if run is None or run["state"] is not RunState.RUNNING or run["requested"] is Request.CANCEL:
+            return Standing(RunState.CANCELLED if run is None else run["state"], run and run["requested"])
+        self._give_back(tx, lease, is_final=True, delay=0.0)
+        self._runs.succeed(tx, lease.run_id, result=result, worker=worker)
+        return None
+
+    def carries(self, tx: Connection, lease: Lease) -> list[tuple[str, int, int]]:
+        """Read what each partition of items carries, and how many items it did and recorded as failures."""
+        return [tuple(row) for row in tx.execute(self._statements.read_carries(lease.run_id))]
+
+    def _give_back(self, tx: Connection, lease: Lease, *, is_final: bool, delay: float) -> None:
+        state = PartitionState.FINAL if is_final else PartitionState.OPEN
+        if tx.execute(self._statements.release(lease, state=state, delay=delay)).rowcount != 1:
+            raise _lost(lease)
+
+    def _record_claim(
+        self, tx: Connection, run: Mapping[str, Any], *, taken_from: str | None, worker: str
+    ) -> None:
+        reason = "claimed" if taken_from is None else f"taken over: the lease of {taken_from} ran out"
+        if run["state"] is RunState.QUEUED:
+            self._runs.change_state(
+                tx,
+                run["id"],
+                RunState.QUEUED,
+                RunState.RUNNING,
+                reason=reason,
+                worker=worker,
+                waiting_reason=None,
+                started_at=run["started_at"] or self._database.clock.now(),
+            )
+        elif taken_from is not None:
+            self._runs.record_takeover(tx, run["id"], reason=reason, worker=worker)
+
+    def _insert_rest(self, tx: Connection, lease: Lease, plan: Plan) -> None:
+        for number, range_ in enumerate(plan.ranges[1:], start=1):
+            tx.execute(
+                self._statements.insert_partition(
+                    lease.run_id, number, range_, kind=PartitionKind.ITEMS, state=PartitionState.OPEN
+                )
+            )
+        if plan.has_finish:
+            tx.execute(
+                self._statements.insert_partition(
+                    lease.run_id,
+                    max(1, len(plan.ranges)),
+                    Range(),
+                    kind=PartitionKind.FINISH,
+                    state=PartitionState.WAITING,
+                )
+            )
+
+
+def _lease(run: Mapping[str, Any], row: Mapping[str, Any]) -> Lease:
+    return Lease(
+        run_id=RunId(run["id"]),
+        number=row["number"],
+        kind=row["kind"],
+        fence=row["fence"],
+        holder=row["holder"],
+        seconds=row["lease_seconds"],
+        job=run["job"],
+        params=run["params"],
+        delivery=run["delivery"],
+        is_planned=run["planned_at"] is not None,
+        identity=run["identity"],
+        fingerprint=run["fingerprint"],
+        total=run["total"],
+        cursor=row["cursor"],
+        until=row["until"],
+        seq=row["seq"],
+        done=row["done"],
+        failed=row["failed"],
+        carry=row["carry"],
+    )
+
+
+def _lost(lease: Lease) -> LeaseLost:
+    return LeaseLost(lease.run_id, partition=lease.number, fence=lease.fence)
+
+
+def _sqlite_moment(epoch: float) -> str:
+    # SQLite's clock is this machine's, so the moment of taking its write lock can be told without asking it.
+    return datetime.fromtimestamp(epoch, tz=timezone.utc).strftime("%Y-%m-%d %H:%M:%S.%f")

@@ -1,0 +1,332 @@
+"""Runs: starting them, changing their state, and reading them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection
+
+from batchkit.errors import RunNotFound
+from batchkit.model import NewRun, Partition, Progress, Range, RunError, RunId, RunRecord, Transition
+from batchkit.states import (
+    FINAL,
+    PartitionKind,
+    PartitionState,
+    Request,
+    RunState,
+    check_transition,
+    settled,
+)
+from batchkit.store.database import Database
+from batchkit.store.statements import Statements
+from batchkit.values import loads
+
+
+class Runs:
+    """The runs in a database. Each change of state is made under the run's lock and recorded with its reason."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._statements = Statements(database.tables, database.clock)
+
+    def create(self, new: NewRun) -> None:
+        """Write a queued run with its first partition."""
+        with self._database.transaction() as tx:
+            tx.execute(self._statements.insert_run(new))
+            tx.execute(
+                self._statements.insert_partition(
+                    new.id, 0, Range(), kind=PartitionKind.ITEMS, state=PartitionState.OPEN
+                )
+            )
+            reason = "started" if new.rerun_of is None else f"started as a rerun of {new.rerun_of}"
+            tx.execute(
+                self._statements.insert_transition(new.id, None, RunState.QUEUED, reason=reason, worker=None)
+            )
+
+    # What people do
+
+    def pause(self, run_id: RunId) -> RunState:
+        """
+        Pause a run at once where nobody holds a lease on it, else have its workers do so at their next boundary.
+
+        Raises:
+            RunNotFound, IllegalTransition
+        """
+        return self._ask(run_id, Request.PAUSE, RunState.PAUSED)
+
+    def cancel(self, run_id: RunId) -> RunState:
+        """
+        Cancel a run at once where nobody holds a lease on it, else have its workers do so at their next boundary.
+
+        Raises:
+            RunNotFound, IllegalTransition
+        """
+        return self._ask(run_id, Request.CANCEL, RunState.CANCELLED)
+
+    def resume(self, run_id: RunId) -> RunState:
+        """
+        Queue a paused or failed run again, or take back a pause that its workers have not seen yet.
+
+        Raises:
+            RunNotFound, IllegalTransition
+        """
+        with self._database.transaction() as tx:
+            run = self._lock_existing(tx, run_id)
+            if run["state"] is RunState.RUNNING and run["requested"] is Request.PAUSE:
+                tx.execute(self._statements.request(run_id, None))
+                return RunState.RUNNING
+            check_transition(run_id, run["state"], RunState.QUEUED)
+            if run["state"] is RunState.RUNNING:
+                # running -> queued is the workers' to make, not a person's.
+                check_transition(run_id, RunState.RUNNING, RunState.RUNNING)
+            tx.execute(self._statements.make_due(run_id))
+            self.change_state(
+                tx,
+                run_id,
+                run["state"],
+                RunState.QUEUED,
+                reason="resumed",
+                error=None,
+                waiting_reason=None,
+                finished_at=None,
+            )
+            return RunState.QUEUED
+
+    # What workers do
+
+    def lock(self, tx: Connection, run_id: RunId) -> Mapping[str, Any] | None:
+        """Lock a run's row as part of *tx* and read it in a statement of its own; None when there is none."""
+        if tx.execute(self._statements.lock_run(run_id)).rowcount != 1:
+            return None
+        return tx.execute(self._statements.read_run(run_id)).mappings().one()
+
+    def settle(
+        self, tx: Connection, run_id: RunId, *, reason: str, worker: str | None, is_interrupt: bool
+    ) -> RunState:
+        """Take the run, locked by *tx*, to the state that its partitions ask for; give that state."""
+        run = tx.execute(self._statements.read_run(run_id)).mappings().one()
+        evicted = tx.execute(self._statements.evict(run_id)).rowcount
+        items_open, unfinished, held = tx.execute(self._statements.tally(run_id)).one()
+        if not items_open and unfinished:
+            tx.execute(self._statements.open_finish(run_id))
+        state: RunState = run["state"]
+        after = settled(state, run["requested"], unfinished=unfinished, held=held)
+        if after is not state:
+            self.change_state(
+                tx,
+                run_id,
+                state,
+                after,
+                reason=_reason(after, reason),
+                worker=worker,
+                interruptions=int((is_interrupt or bool(evicted)) and after is RunState.QUEUED),
+                **self._ending(after),
+            )
+        return after
+
+    def fail(self, tx: Connection, run_id: RunId, error: RunError, *, worker: str) -> RunState:
+        """Make the run, locked by *tx*, failed, unless it is not running any more; give its state."""
+        state: RunState = tx.execute(self._statements.read_run(run_id)).mappings().one()["state"]
+        if state is not RunState.RUNNING:
+            return state
+        self.change_state(
+            tx,
+            run_id,
+            state,
+            RunState.FAILED,
+            reason=str(error),
+            worker=worker,
+            error=json.dumps(asdict(error)),
+            **self._ending(RunState.FAILED),
+        )
+        return RunState.FAILED
+
+    def succeed(self, tx: Connection, run_id: RunId, *, result: str, worker: str) -> None:
+        """Make the run, locked by *tx*, succeeded with what its `finish` returned."""
+        self.change_state(
+            tx,
+            run_id,
+            RunState.RUNNING,
+            RunState.SUCCEEDED,
+            reason="finish returned",
+            worker=worker,
+            result=result,
+            **self._ending(RunState.SUCCEEDED),
+        )
+
+    def change_state(
+        self,
+        tx: Connection,
+        run_id: RunId,
+        before: RunState,
+        after: RunState,
+        *,
+        reason: str,
+        worker: str | None = None,
+        interruptions: int = 0,
+        **values: object,
+    ) -> None:
+        """Change the state of a run that *tx* has locked, and record why."""
+        check_transition(run_id, before, after)
+        changed = tx.execute(
+            self._statements.change_state(run_id, before, after, interruptions=interruptions, **values)
+        )
+        if changed.rowcount != 1:
+            message = f"run {run_id} was not {before} though its row was locked"
+            raise RuntimeError(message)
+        tx.execute(self._statements.insert_transition(run_id, before, after, reason=reason, worker=worker))
+
+    def record_takeover(self, tx: Connection, run_id: RunId, *, reason: str, worker: str) -> None:
+        """Record that a running run went on under another worker."""
+        running = RunState.RUNNING
+        tx.execute(self._statements.count_interruption(run_id))
+        tx.execute(self._statements.insert_transition(run_id, running, running, reason=reason, worker=worker))
+
+    def explain_waiting(self, run_id: RunId, reason: str) -> None:
+        """Write down why a worker left the run to others."""
+        with self._database.transaction() as tx:
+            tx.execute(self._statements.explain_waiting(run_id, reason))
+
+    # What sweeps do
+
+    def unattended(self, *, limit: int, run_id: RunId | None = None) -> list[RunId]:
+        """Find running runs, or the one asked for, that nobody holds a lease on."""
+        with self._database.connect() as tx:
+            return [RunId(found) for found in tx.execute(self._statements.unattended(limit, run_id)).scalars()]
+
+    def settle_unattended(self, run_id: RunId) -> RunState:
+        """Take a run that nobody holds a lease on to where it belongs; one that is held again stays as it is."""
+        with self._database.transaction() as tx:
+            if self.lock(tx, run_id) is None:
+                raise RunNotFound(run_id)
+            return self.settle(
+                tx, run_id, reason="the lease of its worker ran out", worker=None, is_interrupt=True
+            )
+
+    def waking(self, *, limit: int) -> list[tuple[RunId, str]]:
+        """Find queued runs that could be worked now, with their queues."""
+        with self._database.connect() as tx:
+            return [(RunId(run_id), queue) for run_id, queue in tx.execute(self._statements.waking(limit))]
+
+    # Reading
+
+    def load(self, run_id: RunId) -> RunRecord:
+        """
+        Read a run.
+
+        Raises:
+            RunNotFound: there is none with this id.
+        """
+        statement = self._statements.read_records().where(self._database.tables.run.c.id == run_id)
+        with self._database.connect() as tx:
+            row = tx.execute(statement).mappings().one_or_none()
+        if row is None:
+            raise RunNotFound(run_id)
+        return _record(row)
+
+    def list(
+        self, *, job: str | None = None, states: Collection[RunState] | None = None, limit: int
+    ) -> list[RunRecord]:
+        """Read the newest runs."""
+        run = self._database.tables.run.c
+        statement = self._statements.read_records().order_by(run.id.desc()).limit(limit)
+        if job is not None:
+            statement = statement.where(run.job == job)
+        if states is not None:
+            statement = statement.where(run.state.in_(states))
+        with self._database.connect() as tx:
+            return [_record(row) for row in tx.execute(statement).mappings()]
+
+    def partitions(self, run_id: RunId) -> list[Partition]:
+        """Read a run's partitions."""
+        with self._database.connect() as tx:
+            rows = tx.execute(self._statements.read_partitions(run_id)).mappings().all()
+        return [
+            Partition(
+                number=row["number"],
+                kind=row["kind"],
+                state=row["state"],
+                cursor=None if row["cursor"] is None else loads(row["cursor"]),
+                done=row["done"],
+                failed=row["failed"],
+                fence=row["fence"],
+                worker=row["worker"],
+                lease_expires_at=row["lease_expires_at"],
+                is_held=bool(row["is_live"]),
+            )
+            for row in rows
+        ]
+
+    def history(self, run_id: RunId) -> list[Transition]:
+        """Read a run's changes of state, oldest first."""
+        with self._database.connect() as tx:
+            rows = tx.execute(self._statements.read_history(run_id)).mappings().all()
+        return [
+            Transition(
+                at=row["at"], before=row["before"], after=row["after"], reason=row["reason"], worker=row["worker"]
+            )
+            for row in rows
+        ]
+
+    def _ask(self, run_id: RunId, wanted: Request, ending: RunState) -> RunState:
+        with self._database.transaction() as tx:
+            run = self._lock_existing(tx, run_id)
+            state: RunState = run["state"]
+            check_transition(run_id, state, ending)
+            if state is not RunState.RUNNING:
+                self.change_state(tx, run_id, state, ending, reason=f"{wanted} requested", **self._ending(ending))
+                return ending
+            if run["requested"] is Request.CANCEL:
+                return state
+            tx.execute(self._statements.request(run_id, wanted))
+            return self.settle(tx, run_id, reason=f"{wanted} requested", worker=None, is_interrupt=False)
+
+    def _lock_existing(self, tx: Connection, run_id: RunId) -> Mapping[str, Any]:
+        run = self.lock(tx, run_id)
+        if run is None:
+            raise RunNotFound(run_id)
+        return run
+
+    def _ending(self, state: RunState) -> dict[str, Any]:
+        return {"finished_at": self._database.clock.now()} if state in FINAL else {}
+
+
+def _reason(after: RunState, reason: str) -> str:
+    if after is RunState.SUCCEEDED:
+        return "every item is done"
+    return {RunState.PAUSED: "pause requested", RunState.CANCELLED: "cancel requested"}.get(after, reason)
+
+
+def _record(row: Mapping[str, Any]) -> RunRecord:
+    until: datetime = row["finished_at"] or row["read_at"]
+    began: datetime = row["started_at"] or until
+    return RunRecord(
+        id=RunId(row["id"]),
+        job=row["job"],
+        params=row["params"],
+        queue=row["queue"],
+        state=row["state"],
+        requested=row["requested"],
+        delivery=row["delivery"],
+        result=row["result"],
+        error=None if row["error"] is None else RunError(**json.loads(row["error"])),
+        waiting_reason=row["waiting_reason"],
+        created_at=row["created_at"],
+        started_at=row["started_at"],
+        finished_at=row["finished_at"],
+        progress=Progress(
+            done=int(row["done"]),
+            failed=int(row["failed"]),
+            total=row["total"],
+            total_is_estimate=bool(row["total_is_estimate"]),
+            rate=row["rate"],
+            elapsed=until - began,
+            workers=row["workers"],
+            interruptions=row["interruptions"],
+            chunk_size=row["chunk_size"],
+        ),
+    )

@@ -1,0 +1,392 @@
+"""The SQL of runs and partitions: one function is one statement, with its guard visible."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from sqlalchemy import Float, Integer, String, Text, and_, bindparam, case, exists, func, insert, literal, or_, select, update
+from sqlalchemy.sql.base import Executable
+from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.selectable import Select
+
+from batchkit.model import Lease, NewRun, Plan, Range, RunId
+from batchkit.states import WORKABLE, PartitionKind, PartitionState, Request, RunState
+from batchkit.store.clock import Clock, Later
+from batchkit.store.tables import Tables
+
+_SHORTEST_CARRY = "{}"
+
+
+class Statements:
+    """Builds the statements for the tables of one schema and one clock."""
+
+    def __init__(self, tables: Tables, clock: Clock) -> None:
+        self.run = tables.run
+        self.partition = tables.partition
+        self.transition = tables.transition
+        self.clock = clock
+
+    # Starting and planning
+
+    def insert_run(self, new: NewRun) -> Executable:
+        """Write a queued run."""
+        return insert(self.run).values(
+            id=new.id,
+            job=new.job,
+            params=new.params,
+            queue=new.queue,
+            state=RunState.QUEUED,
+            version=0,
+            delivery=new.delivery,
+            total_is_estimate=False,
+            interruptions=0,
+            rerun_of=new.rerun_of,
+            created_at=self.clock.now(),
+        )
+
+    def insert_partition(
+        self, run_id: RunId, number: int, range_: Range, *, kind: PartitionKind, state: PartitionState
+    ) -> Executable:
+        """Write a partition that nobody holds yet."""
+        return insert(self.partition).values(
+            run_id=run_id,
+            number=number,
+            kind=kind,
+            state=state,
+            cursor=range_.after,
+            until=range_.until,
+            done=0,
+            failed=0,
+            seq=0,
+            carry=_SHORTEST_CARRY,
+            fence=0,
+            claims=0,
+            due_at=self.clock.now(),
+        )
+
+    def plan_run(self, lease: Lease, plan: Plan) -> Executable:
+        """Write down, once, what the first slice found out about the run."""
+        return (
+            update(self.run)
+            .where(self.run.c.id == lease.run_id, self.run.c.planned_at.is_(None))
+            .values(
+                planned_at=self.clock.now(),
+                total=plan.total,
+                total_is_estimate=plan.total_is_estimate,
+                identity=plan.identity,
+                fingerprint=plan.fingerprint,
+            )
+        )
+
+    def plan_first_partition(self, lease: Lease, range_: Range | None) -> Executable:
+        """Give the partition that the run was started with its range; it is final where the source is empty."""
+        state = PartitionState.FINAL if range_ is None else PartitionState.OPEN
+        bounds = range_ or Range()
+        return (
+            update(self.partition)
+            .where(self._is_held_by(lease))
+            .values(cursor=bounds.after, until=bounds.until, state=state)
+        )
+
+    # Claiming and working
+
+    def claimable(self, *, jobs: Collection[str], queues: Collection[str] | None, limit: int) -> Select[Any]:
+        """Find partitions that a worker may claim now, those that have waited longest first."""
+        run, partition = self.run.c, self.partition.c
+        statement = (
+            select(partition.run_id, partition.number)
+            .join(self.run, run.id == partition.run_id)
+            .where(
+                partition.state == PartitionState.OPEN,
+                partition.due_at <= self.clock.now(),
+                self._is_free(),
+                run.state.in_(WORKABLE),
+                run.requested.is_(None),
+                run.job.in_(jobs),
+            )
+            .order_by(partition.due_at, partition.run_id, partition.number)
+            .limit(limit)
+        )
+        return statement if queues is None else statement.where(run.queue.in_(queues))
+
+    def claimable_in(self, run_id: RunId) -> Select[Any]:
+        """Find partitions of one run that a worker may claim now; when they are due is not asked."""
+        run, partition = self.run.c, self.partition.c
+        return (
+            select(partition.number)
+            .join(self.run, run.id == partition.run_id)
+            .where(
+                partition.run_id == run_id,
+                partition.state == PartitionState.OPEN,
+                self._is_free(),
+                run.state.in_(WORKABLE),
+                run.requested.is_(None),
+            )
+            .order_by(partition.due_at, partition.number)
+        )
+
+    def lock_run(self, run_id: RunId) -> Executable:
+        """
+        Lock the run by an UPDATE; what is then read in a new statement is what the last holder of the lock left.
+
+        A SELECT ... FOR UPDATE would not do: under REPEATABLE READ two last partitions each saw the other unfinished.
+        """
+        return update(self.run).where(self.run.c.id == run_id).values(version=self.run.c.version + 1)
+
+    def read_run(self, run_id: RunId) -> Select[Any]:
+        """Read a run's own row."""
+        return select(self.run).where(self.run.c.id == run_id)
+
+    def read_partition(self, run_id: RunId, number: int) -> Select[Any]:
+        """Read a partition and whether its lease is live."""
+        return select(self.partition, self._is_live().label("is_live")).where(
+            self.partition.c.run_id == run_id, self.partition.c.number == number
+        )
+
+    def claim(self, run_id: RunId, number: int, *, holder: str, worker: str, seconds: float) -> Executable:
+        """Take a partition that nobody holds, or whose holder's lease has ended, under a new fence."""
+        lasts = case(
+            (self.partition.c.lease_seconds > seconds, self.partition.c.lease_seconds), else_=literal(seconds, Float)
+        )
+        return (
+            update(self.partition)
+            .where(
+                self.partition.c.run_id == run_id,
+                self.partition.c.number == number,
+                self.partition.c.state == PartitionState.OPEN,
+                self._is_free(),
+            )
+            .values(
+                fence=self.partition.c.fence + 1,
+                holder=holder,
+                worker=worker,
+                claims=self.partition.c.claims + 1,
+                lease_seconds=lasts,
+                lease_expires_at=self.clock.after(lasts),
+            )
+        )
+
+    def renew(self, lease: Lease) -> Executable:
+        """Push the end of a live lease forward, never backwards."""
+        return (
+            update(self.partition)
+            .where(self._is_held_by(lease), self._is_live())
+            .values(lease_expires_at=self._renewed(literal(lease.seconds, Float)))
+        )
+
+    def lengthen(self, lease: Lease) -> Executable:
+        """Make the partition's next leases twice as long: its worker lived but could not renew this one in time."""
+        return (
+            update(self.partition)
+            .where(
+                self.partition.c.run_id == lease.run_id,
+                self.partition.c.number == lease.number,
+                self.partition.c.lease_seconds <= lease.seconds,
+            )
+            .values(lease_seconds=lease.seconds * 2)
+        )
+
+    def checkpoint(self, *, one_writer: bool) -> Executable:
+        """
+        Move a partition on, as the last statement of its chunk's transaction; it brings back how the run stands.
+
+        No row means that the lease is over. With *one_writer* the lease must have been live when the transaction took
+        the write lock: nobody can have claimed since, and nobody, we neither, could renew it.
+        """
+        partition, run = self.partition.c, self.run.c
+        this_run = bindparam("run_id", type_=String)
+        since = bindparam("locked_at", type_=String) if one_writer else self.clock.now()
+        return (
+            update(self.partition)
+            .where(
+                partition.run_id == this_run,
+                partition.number == bindparam("number_", type_=Integer),
+                partition.fence == bindparam("fence_", type_=Integer),
+                partition.holder == bindparam("holder_", type_=String),
+                partition.seq == bindparam("seq_", type_=Integer),
+                partition.lease_expires_at > since,
+            )
+            .values(
+                cursor=bindparam("cursor_", type_=Text),
+                done=partition.done + bindparam("done_", type_=Integer),
+                failed=partition.failed + bindparam("failed_", type_=Integer),
+                seq=partition.seq + 1,
+                carry=bindparam("carry_", type_=Text),
+                chunk_size=bindparam("chunk_size_", type_=Integer),
+                rate=bindparam("rate_", type_=Float),
+                lease_expires_at=self._renewed(bindparam("lease_", type_=Float)),
+            )
+            .returning(
+                select(run.state).where(run.id == this_run).scalar_subquery(),
+                select(run.requested).where(run.id == this_run).scalar_subquery(),
+            )
+        )
+
+    def release(self, lease: Lease, *, state: PartitionState, delay: float) -> Executable:
+        """Give a partition back: it is due after *delay* seconds, behind those that wait already."""
+        return (
+            update(self.partition)
+            .where(self._is_held_by(lease))
+            .values(
+                holder=None,
+                worker=None,
+                lease_expires_at=None,
+                state=state,
+                due_at=self.clock.after(literal(delay, Float)),
+            )
+        )
+
+    # Settling
+
+    def evict(self, run_id: RunId) -> Executable:
+        """End for good the leases of a run that have run out: a holder that wakes up later is stale."""
+        partition = self.partition.c
+        return (
+            update(self.partition)
+            .where(partition.run_id == run_id, partition.holder.is_not(None), self._is_free())
+            .values(
+                fence=partition.fence + 1, holder=None, worker=None, lease_expires_at=None, due_at=self.clock.now()
+            )
+        )
+
+    def tally(self, run_id: RunId) -> Select[Any]:
+        """Count a run's partitions of items that are open, those of any kind that are not final, and live leases."""
+        partition = self.partition.c
+        return select(
+            _count_if(and_(partition.kind == PartitionKind.ITEMS, partition.state == PartitionState.OPEN)),
+            _count_if(partition.state != PartitionState.FINAL),
+            _count_if(self._is_live()),
+        ).where(partition.run_id == run_id)
+
+    def open_finish(self, run_id: RunId) -> Executable:
+        """Let workers claim the run's `finish`."""
+        partition = self.partition.c
+        return (
+            update(self.partition)
+            .where(partition.run_id == run_id, partition.state == PartitionState.WAITING)
+            .values(state=PartitionState.OPEN, due_at=self.clock.now())
+        )
+
+    def make_due(self, run_id: RunId) -> Executable:
+        """Let a run's partitions be claimed at once."""
+        partition = self.partition.c
+        return update(self.partition).where(partition.run_id == run_id).values(due_at=self.clock.now())
+
+    def change_state(
+        self, run_id: RunId, before: RunState, after: RunState, *, interruptions: int = 0, **values: object
+    ) -> Executable:
+        """Change a run's state, from the one that it is in, and take back what was requested of it."""
+        return (
+            update(self.run)
+            .where(self.run.c.id == run_id, self.run.c.state == before)
+            .values(
+                state=after, requested=None, interruptions=self.run.c.interruptions + interruptions, **values
+            )
+        )
+
+    def count_interruption(self, run_id: RunId) -> Executable:
+        """Count that a run was interrupted without leaving its state."""
+        return (
+            update(self.run)
+            .where(self.run.c.id == run_id)
+            .values(interruptions=self.run.c.interruptions + 1)
+        )
+
+    def insert_transition(
+        self, run_id: RunId, before: RunState | None, after: RunState, *, reason: str, worker: str | None
+    ) -> Executable:
+        """Record a change of state."""
+        return insert(self.transition).values(
+            run_id=run_id, at=self.clock.now(), before=before, after=after, reason=reason, worker=worker
+        )
+
+    def request(self, run_id: RunId, wanted: Request | None) -> Executable:
+        """Ask something of a running run, or take it back."""
+        return (
+            update(self.run)
+            .where(self.run.c.id == run_id, self.run.c.state == RunState.RUNNING)
+            .values(requested=wanted)
+        )
+
+    def explain_waiting(self, run_id: RunId, reason: str | None) -> Executable:
+        """Write down why a worker left the run to others."""
+        return update(self.run).where(self.run.c.id == run_id).values(waiting_reason=reason)
+
+    def unattended(self, limit: int, run_id: RunId | None = None) -> Select[Any]:
+        """Find runs, or the one asked for, that are running though nobody holds a lease on them."""
+        run, partition = self.run.c, self.partition.c
+        attended = exists().where(partition.run_id == run.id, self._is_live())
+        found = select(run.id).where(run.state == RunState.RUNNING, ~attended).order_by(run.id).limit(limit)
+        return found if run_id is None else found.where(run.id == run_id)
+
+    def waking(self, limit: int) -> Select[Any]:
+        """Find queued runs that could be worked now."""
+        run, partition = self.run.c, self.partition.c
+        due = exists().where(
+            partition.run_id == run.id, partition.state == PartitionState.OPEN, partition.due_at <= self.clock.now()
+        )
+        return select(run.id, run.queue).where(run.state == RunState.QUEUED, due).order_by(run.id).limit(limit)
+
+    # Reading
+
+    def read_records(self) -> Select[Any]:
+        """Read runs with their progress, in this one statement, so that the counters belong together."""
+        partition = self.partition.c
+        return select(
+            self.run,
+            self._of_items(func.coalesce(func.sum(partition.done), 0)).label("done"),
+            self._of_items(func.coalesce(func.sum(partition.failed), 0)).label("failed"),
+            self._of_items(_count_if(self._is_live())).label("workers"),
+            self._of_items(func.sum(case((self._is_live(), partition.rate)))).label("rate"),
+            self._of_items(func.max(partition.chunk_size)).label("chunk_size"),
+            self.clock.now().label("read_at"),
+        )
+
+    def read_partitions(self, run_id: RunId) -> Select[Any]:
+        """Read a run's partitions and whether each has a live lease."""
+        return (
+            select(self.partition, self._is_live().label("is_live"))
+            .where(self.partition.c.run_id == run_id)
+            .order_by(self.partition.c.number)
+        )
+
+    def read_carries(self, run_id: RunId) -> Select[Any]:
+        """Read what the partitions of a run's items carry, and their counters."""
+        partition = self.partition.c
+        return (
+            select(partition.carry, partition.done, partition.failed)
+            .where(partition.run_id == run_id, partition.kind == PartitionKind.ITEMS)
+            .order_by(partition.number)
+        )
+
+    def read_history(self, run_id: RunId) -> Select[Any]:
+        """Read a run's changes of state, oldest first."""
+        return select(self.transition).where(self.transition.c.run_id == run_id).order_by(self.transition.c.id)
+
+    def _of_items(self, value: ColumnElement[Any]) -> ColumnElement[Any]:
+        of_run = (self.partition.c.run_id == self.run.c.id, self.partition.c.kind == PartitionKind.ITEMS)
+        return select(value).where(*of_run).correlate(self.run).scalar_subquery()
+
+    def _is_held_by(self, lease: Lease) -> ColumnElement[bool]:
+        partition = self.partition.c
+        return and_(
+            partition.run_id == lease.run_id,
+            partition.number == lease.number,
+            partition.fence == lease.fence,
+            partition.holder == lease.holder,
+        )
+
+    def _is_free(self) -> ColumnElement[bool]:
+        partition = self.partition.c
+        return or_(partition.lease_expires_at.is_(None), partition.lease_expires_at <= self.clock.now())
+
+    def _is_live(self) -> ColumnElement[bool]:
+        return self.partition.c.lease_expires_at > self.clock.now()
+
+    def _renewed(self, seconds: ColumnElement[float]) -> ColumnElement[object]:
+        return Later(self.partition.c.lease_expires_at, self.clock.after(seconds))
+
+
+def _count_if(condition: ColumnElement[bool]) -> ColumnElement[int]:
+    return func.count(case((condition, 1)))

@@ -1,0 +1,135 @@
+"""The tables of batchkit, as Alembic and the statements see them."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Enum,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+)
+
+from batchkit.states import PartitionKind, PartitionState, Request, RunState
+from batchkit.store.clock import UtcTime
+
+#: Where Alembic keeps the version of these tables, beside a user's own `alembic_version`.
+VERSION_TABLE = "batchkit_version"
+
+_ID = String(26)
+_NAME = String(255)
+#: SQLite numbers rows by itself only where the type is exactly INTEGER.
+_SERIAL = BigInteger().with_variant(Integer(), "sqlite")
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of one schema."""
+
+    metadata: MetaData
+    run: Table
+    partition: Table
+    transition: Table
+
+
+def _words(kind: type[RunState] | type[Request] | type[PartitionState] | type[PartitionKind]) -> Enum:
+    # Plain text in the database: a new word must not need a change of type there.
+    return Enum(
+        kind,
+        native_enum=False,
+        create_constraint=False,
+        length=16,
+        values_callable=lambda words: [word.value for word in words],
+    )
+
+
+@functools.lru_cache(maxsize=None)
+def tables(schema: str | None = None) -> Tables:
+    """
+    Give the tables in *schema*; their metadata can be part of a user's own Alembic environment.
+
+    The checkpoint updates one partition row over and over. No index may name a column whose value it changes: on
+    PostgreSQL that would end heap-only updates, and the table would grow with every chunk.
+    """
+    metadata = MetaData(schema=schema)
+    run = Table(
+        "batchkit_run",
+        metadata,
+        Column("id", _ID, primary_key=True),
+        Column("job", _NAME, nullable=False),
+        Column("params", Text, nullable=False),
+        Column("queue", _NAME, nullable=False),
+        Column("state", _words(RunState), nullable=False),
+        Column("requested", _words(Request)),
+        # Raised to lock the row before anything else of the run is looked at.
+        Column("version", BigInteger, nullable=False),
+        Column("delivery", String(16), nullable=False),
+        Column("total", BigInteger),
+        Column("total_is_estimate", Boolean, nullable=False),
+        Column("identity", Text),
+        Column("fingerprint", Text),
+        Column("waiting_reason", Text),
+        Column("result", Text),
+        Column("error", Text),
+        Column("interruptions", Integer, nullable=False),
+        Column("rerun_of", _ID),
+        Column("created_at", UtcTime, nullable=False),
+        Column("planned_at", UtcTime),
+        Column("started_at", UtcTime),
+        Column("finished_at", UtcTime),
+        Index("ix_batchkit_run_state", "state", "id"),
+        Index("ix_batchkit_run_job", "job", "id"),
+    )
+    partition = Table(
+        "batchkit_partition",
+        metadata,
+        Column("run_id", _ID, nullable=False),
+        Column("number", Integer, nullable=False),
+        Column("kind", _words(PartitionKind), nullable=False),
+        Column("state", _words(PartitionState), nullable=False),
+        Column("cursor", Text),
+        Column("until", Text),
+        Column("done", BigInteger, nullable=False),
+        Column("failed", BigInteger, nullable=False),
+        # Counts checkpoints: whether a commit whose reply was lost happened is seen by it.
+        Column("seq", BigInteger, nullable=False),
+        Column("carry", Text, nullable=False),
+        Column("chunk_size", Integer),
+        Column("rate", Float),
+        Column("fence", BigInteger, nullable=False),
+        # A random token beside the fence: a database that fails over asynchronously can give a number twice.
+        Column("holder", String(32)),
+        Column("worker", _NAME),
+        Column("lease_seconds", Float),
+        Column("lease_expires_at", UtcTime),
+        Column("claims", Integer, nullable=False),
+        Column("due_at", UtcTime, nullable=False),
+        PrimaryKeyConstraint("run_id", "number"),
+        ForeignKeyConstraint(["run_id"], [run.c.id], ondelete="CASCADE"),
+        Index("ix_batchkit_partition_due", "state", "due_at"),
+    )
+    transition = Table(
+        "batchkit_transition",
+        metadata,
+        Column("id", _SERIAL, primary_key=True, autoincrement=True),
+        Column("run_id", _ID, ForeignKey(run.c.id, ondelete="CASCADE"), nullable=False),
+        Column("at", UtcTime, nullable=False),
+        Column("before", _words(RunState)),
+        Column("after", _words(RunState), nullable=False),
+        Column("reason", Text, nullable=False),
+        Column("worker", _NAME),
+        Index("ix_batchkit_transition_run", "run_id", "id"),
+    )
+    return Tables(metadata=metadata, run=run, partition=partition, transition=transition)

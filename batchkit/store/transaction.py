@@ -1,0 +1,119 @@
+"""The transaction of a chunk: the user's session, and the checkpoint that commits with what it wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.orm import Session
+
+from batchkit.model import Checkpoint, Lease, Standing
+from batchkit.store.database import Database, HeldConnection
+from batchkit.store.leases import Leases
+
+SessionFactory: TypeAlias = Callable[..., Session]
+
+
+class Sessions:
+    """
+    Makes the sessions of chunks.
+
+    A user's factory that is bound to the store's own engine, or address, is bound to the chunk's transaction instead.
+    One that is bound elsewhere is left so, and then a chunk and its checkpoint cannot commit together.
+    """
+
+    def __init__(self, database: Database, factory: SessionFactory | None) -> None:
+        self._factory = factory
+        self.is_ours = factory is None or _is_bound_to(factory, database.engine)
+
+    def joined(self, connection: Connection) -> Session:
+        """Make a session in the transaction of *connection*, whose own commit() commits nothing."""
+        if self._factory is None:
+            return Session(bind=connection, join_transaction_mode="rollback_only", expire_on_commit=False)
+        return self._factory(bind=connection, join_transaction_mode="rollback_only")
+
+    def apart(self) -> Session:
+        """Make a session on the user's other database."""
+        if self._factory is None:
+            message = "there is no session factory"
+            raise RuntimeError(message)
+        return self._factory()
+
+
+class ChunkTransaction:
+    """One transaction: opened, written through `session` or `connection`, then committed with a checkpoint."""
+
+    def __init__(self, held: HeldConnection, sessions: Sessions, *, idle: float) -> None:
+        self._held = held
+        self._idle = idle
+        self._is_joined = sessions.is_ours
+        if self._is_joined:
+            held.begin(idle=idle)
+            self.session = sessions.joined(held.connection)
+        else:
+            self.session = sessions.apart()
+
+    @property
+    def connection(self) -> Connection:
+        """The Core connection that `session` writes through."""
+        return self._held.connection if self._is_joined else self.session.connection()
+
+    def store_connection(self) -> Connection:
+        """Give the connection to the store's own tables, in a transaction that commits with this one."""
+        if not self._is_joined and not self._held.connection.in_transaction():
+            self._held.begin(idle=self._idle)
+        return self._held.connection
+
+    def flush(self) -> None:
+        """
+        Send what the session still keeps, and make sure that the function left the transaction open.
+
+        Raises:
+            ChunkTorn: it did not.
+        """
+        # The events that a session's own commit() would fire; what their listeners write belongs to the chunk.
+        self.session.dispatch.before_commit(self.session)
+        self.session.flush()
+        if self._is_joined:
+            self._held.check()
+
+    def checkpoint(self, leases: Leases, lease: Lease, checkpoint: Checkpoint) -> tuple[Lease, Standing]:
+        """
+        Move the partition on in this transaction.
+
+        Raises:
+            LeaseLost: the lease is over; everything must be rolled back.
+        """
+        self.store_connection()
+        return leases.checkpoint(self._held, lease, checkpoint)
+
+    def commit(self) -> None:
+        """Commit; where the writes are in another database, they commit first, so that a crash between repeats them."""
+        if not self._is_joined:
+            self.session.commit()
+            self._held.commit()
+        else:
+            self._held.commit()
+            self.session.dispatch.after_commit(self.session)
+        self.session.close()
+
+    def rollback(self) -> None:
+        """Undo everything."""
+        if not self._is_joined:
+            self.session.rollback()
+        self._held.rollback()
+        self.session.close()
+
+
+def _is_bound_to(factory: SessionFactory, engine: Engine) -> bool:
+    session = factory()
+    try:
+        if getattr(factory, "kw", {}).get("binds"):
+            return False
+        bind = session.bind
+        if isinstance(bind, Connection):
+            bind = bind.engine
+        return bind is not None and (bind is engine or bind.url == engine.url)
+    finally:
+        session.close()

@@ -1,0 +1,108 @@
+"""A worker: claims partitions and works slices of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+
+from batchkit.job import Registry
+from batchkit.model import Lease, RunId
+from batchkit.slicing import Ending, Outcome, Stopping, Surroundings, work_slice
+from batchkit.states import RunState
+from batchkit.store import Sessions, Store
+
+_logger = logging.getLogger("batchkit")
+_POLL_SECONDS = 0.2
+
+
+def worker_name() -> str:
+    """Name this process to people: host and process id."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _watch_nothing(_: Lease) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Works the runs of the jobs that this process knows."""
+
+    store: Store
+    sessions: Sessions
+    jobs: Registry
+
+    def work_next(self, *, queues: Collection[str] | None, stop: Stopping) -> Outcome | None:
+        """Work one slice of whatever has waited longest; None when nothing could be claimed."""
+        for run_id, number in self.store.leases.claimable(jobs=list(self.jobs), queues=queues):
+            outcome = self.work_partition(run_id, number, stop=stop)
+            if outcome is not None:
+                return outcome
+        return None
+
+    def work_partition(
+        self,
+        run_id: RunId,
+        number: int,
+        *,
+        stop: Stopping,
+        watch: Callable[[Lease], None] = _watch_nothing,
+        is_sliced: bool = True,
+    ) -> Outcome | None:
+        """
+        Claim a partition and work it; None when somebody else was quicker.
+
+        Raises:
+            JobNotFound: the job of the run is not registered in this process.
+        """
+        options = self.jobs[self.store.runs.load(run_id).job].options
+        name = worker_name()
+        lease = self.store.leases.claim(run_id, number, worker=name, seconds=options.lease)
+        if lease is None:
+            return None
+        around = Surroundings(store=self.store, sessions=self.sessions, worker=name, stop=stop, watch=watch)
+        return work_slice(
+            lease,
+            job=self.jobs[lease.job],
+            around=around,
+            slice_time=options.slice_time if is_sliced else None,
+        )
+
+    def work_run(
+        self,
+        run_id: RunId,
+        *,
+        stop: Stopping,
+        watch: Callable[[Lease], None] = _watch_nothing,
+        waits_for_others: bool = True,
+    ) -> Outcome | None:
+        """
+        Work one run in this process until it ends, is paused, or has to stop; give the last slice's outcome.
+
+        While others hold what is left of it, wait for them, and take over from those that die; without
+        *waits_for_others*, leave it to them.
+
+        Raises:
+            JobNotFound: the job of the run is not registered in this process.
+        """
+        outcome = None
+        while not stop.requested:
+            numbers = self.store.leases.claimable_in(run_id)
+            for number in numbers:
+                worked = self.work_partition(run_id, number, stop=stop, watch=watch, is_sliced=False)
+                outcome = worked or outcome
+                if worked is not None and worked.ending is Ending.DECLINED:
+                    return worked
+            if numbers:
+                continue
+            state = self.store.runs.load(run_id).state
+            if state not in {RunState.QUEUED, RunState.RUNNING} or not waits_for_others:
+                return outcome
+            if run_id in self.store.runs.unattended(limit=1, run_id=run_id):
+                self.store.runs.settle_unattended(run_id)
+                continue
+            stop.wait(_POLL_SECONDS)
+        return outcome and replace(outcome, ending=Ending.INTERRUPTED)

@@ -1,0 +1,76 @@
+"""The databases that tests run on, each test on an empty one of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from tests.servers.postgres import PostgresNotFoundError, PostgresServer
+
+# A slow machine is no error of the code under test.
+settings.register_profile("batchkit", parent=settings.get_profile(settings.get_current_profile_name()), deadline=None)
+settings.load_profile("batchkit")
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """
+    Run a PostgreSQL server of this test process alone.
+
+    With `pytest -n 2` each process has one, so that a test may restart it and disturb nobody.
+    """
+    try:
+        server = PostgresServer()
+    except PostgresNotFoundError as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(error))
+    with contextlib.closing(server):
+        server.start()
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """Give the URL of an empty PostgreSQL database, which is dropped after the test."""
+    name = f"test_{uuid.uuid4().hex}"
+    # A test that failed may have left the server stopped.
+    postgres_server.start()
+    yield postgres_server.create_database(name)
+    postgres_server.start()
+    postgres_server.drop_database(name)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """Give the URL of an SQLite database that is not there yet."""
+    return f"sqlite:///{tmp_path / 'batchkit.db'}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """Run the test on each database in turn, and give the URL of an empty one."""
+    fixture = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param]
+    url: str = request.getfixturevalue(fixture)
+    return url
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say at the very end what did not run, and why: a skipped test is easily taken for a passed one."""
+    reasons = Counter(
+        # A skip tells its file, its line and "Skipped: " with the reason.
+        report.longrepr[2].removeprefix("Skipped: ")
+        for report in terminalreporter.getreports("skipped")
+        if isinstance(report.longrepr, tuple)
+    )
+    if reasons:
+        terminalreporter.section("NOT TESTED", sep="=", red=True, bold=True)
+    for reason, count in reasons.most_common():
+        terminalreporter.line(f"{count} skipped: {reason}", red=True)
