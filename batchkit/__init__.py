@@ -66,6 +66,8 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     if name in _HOMES:
+        # The app module tells jobs how to make a kit where none was built, so it is there before any of them.
+        importlib.import_module("batchkit.app")
         found: object = getattr(importlib.import_module(_HOMES[name]), name)
         globals()[name] = found
         return found

@@ -109,13 +109,17 @@ class BatchKit:
         return self._controls.run(RunId(run_id))
 
     def runs(
-        self, *, job: str | None = None, state: RunState | str | Collection[RunState | str] | None = None, limit: int = 50
+        self,
+        *,
+        job: str | None = None,
+        state: RunState | str | Collection[RunState | str] | None = None,
+        limit: int = 50,
     ) -> list[Run]:
         """Give the newest runs, of one job or in some states where asked for."""
         self._ready()
         wanted = [state] if isinstance(state, str) else state
         states = None if wanted is None else [RunState(each) for each in wanted]
-        records = self._store.runs.list(job=job, states=states, limit=limit)
+        records = self._store.runs.newest(job=job, states=states, limit=limit)
         return [Run(record, control=self._controls) for record in records]
 
     def start_run(self, job: Definition, params: str) -> Run:
@@ -164,9 +168,7 @@ class BatchKit:
         with Stop() as stop, stopped_by_signals(stop):
             work_until_stopped(self._worker, self._store, self._queue, queues=queues, stop=stop)
 
-    def work_run(
-        self, run_id: RunId, *, stop: Stop, watch: Callable[[Lease], None] | None = None
-    ) -> Outcome | None:
+    def work_run(self, run_id: RunId, *, stop: Stop, watch: Callable[[Lease], None] | None = None) -> Outcome | None:
         """Work one run in this process until it ends, is paused or is stopped; *watch* is called after each commit."""
         self._ready()
         job = self._store.runs.load(run_id).job

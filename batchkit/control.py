@@ -49,9 +49,7 @@ class Controls:
         """Start a new run with the job and params of another."""
         record = self._store.runs.load(run_id)
         return self._start(
-            NewRun(
-                job=record.job, params=record.params, queue=record.queue, delivery=self.delivery, rerun_of=run_id
-            )
+            NewRun(job=record.job, params=record.params, queue=record.queue, delivery=self.delivery, rerun_of=run_id)
         )
 
     @property

@@ -124,15 +124,15 @@ def _callable_job(definition: Definition) -> Job[..., Any]:
         return current_kit().start_run(definition, pack(definition.name, definition.signature, args, kwargs))
 
     # wraps() leaves this behind; inspect would follow it to the plain function, whose first parameter is the chunk.
-    del job.__wrapped__  # type: ignore[attr-defined]
+    del job.__wrapped__
     shown = definition.signature.replace(return_annotation=Run)
-    job.__signature__ = shown  # type: ignore[attr-defined]
+    made = cast("Any", job)
+    made.__signature__ = shown
     job.__annotations__ = {
         **{name: p.annotation for name, p in shown.parameters.items() if p.annotation is not Signature.empty},
         "return": Run,
     }
-    start.__signature__ = shown  # type: ignore[attr-defined]
-    made = cast("Any", job)
+    cast("Any", start).__signature__ = shown
     made.name = definition.name
     made.function = definition.function
     made.start = made.delay = start
@@ -151,7 +151,7 @@ def _checked_source(source: object) -> tuple[Callable[..., Source[Any]], Signatu
         )
     if inspect.iscoroutinefunction(source) or inspect.isgeneratorfunction(source) or inspect.isasyncgenfunction(source):
         raise InvalidJob(
-            f"the source {source.__qualname__} is a coroutine or a generator, which cannot go on behind an item; "
+            f"the source {source} is a coroutine or a generator, which cannot go on behind an item; "
             f"return a source from a plain function: `return rows(...)`, `return items(...)`"
         )
     return source, signature_of(source, role="the source")
@@ -184,7 +184,7 @@ def _checked_chunk_size(chunk_size: object) -> int:
 def _checked_seconds(duration: Duration, name: str) -> float:
     try:
         return seconds(duration, name=name)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise InvalidJob(str(error)) from None
 
 

@@ -13,15 +13,16 @@ def seconds(duration: Duration, *, name: str) -> float:
     Give *duration* in seconds; *name* is the option in the error.
 
     Raises:
-        ValueError: it is not a positive timedelta or number.
+        TypeError: it is neither a timedelta nor a number.
+        ValueError: it is not positive.
     """
     if isinstance(duration, timedelta):
         number = duration.total_seconds()
-    elif isinstance(duration, int | float) and not isinstance(duration, bool):
+    elif type(duration) in (int, float):
         number = float(duration)
     else:
         message = f"{name} must be a timedelta or a number of seconds, such as {name}=30: got {duration!r}"
-        raise ValueError(message)
+        raise TypeError(message)
     if not 0 < number < float("inf"):
         message = f"{name} must be longer than nothing, such as {name}=30: got {duration!r}"
         raise ValueError(message)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from typing import TYPE_CHECKING
 
 from batchkit.errors import BatchkitError
 from batchkit.model import Lease
 from batchkit.store import Leases
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _logger = logging.getLogger("batchkit")
 _RENEWALS_PER_LEASE = 3
@@ -34,7 +38,7 @@ class LeaseTimer:
         #: whether the chunk in flight has taken too long
         self.is_stuck = False
 
-    def __enter__(self) -> LeaseTimer:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

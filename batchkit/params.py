@@ -73,12 +73,13 @@ def pack(job: str, signature: inspect.Signature, args: tuple[object, ...], kwarg
     except TypeError as error:
         raise InvalidParams(job, f"{error}; it takes {_shown(signature)}") from None
     bound.apply_defaults()
-    packed = []
-    for name, value in bound.arguments.items():
-        try:
-            packed.append(f"{dumps(name, where=name)}:{dumps(value, where=f'the param {name}')}")
-        except NotSerializable as error:
-            raise InvalidParams(job, str(error)) from error
+    try:
+        packed = [
+            f"{dumps(name, where=name)}:{dumps(value, where=f'the param {name}')}"
+            for name, value in bound.arguments.items()
+        ]
+    except NotSerializable as error:
+        raise InvalidParams(job, str(error)) from error
     return "{" + ",".join(packed) + "}"
 
 
@@ -95,7 +96,8 @@ def unpack(job: str, signature: inspect.Signature, text: str) -> dict[str, objec
     try:
         bound = signature.bind(**params)
     except TypeError as error:
-        raise InvalidParams(job, f"the run was started with other params: {error}; it takes {_shown(signature)}") from None
+        problem = f"the run was started with other params: {error}; it takes {_shown(signature)}"
+        raise InvalidParams(job, problem) from None
     bound.apply_defaults()
     return dict(bound.arguments)
 

@@ -8,9 +8,7 @@ from batchkit.model import RunId
 
 
 class Queue(Protocol):
-    """
-    Wakes workers up. A wake-up carries a run's id and nothing else, so losing or doubling one costs time, never data.
-    """
+    """Wakes workers up. A wake-up carries a run's id and no more, so losing or doubling it costs time, never data."""
 
     #: whether workers are other processes, so that a job must be importable there
     crosses_processes: bool

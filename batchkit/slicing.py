@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from batchkit.chunk import Chunk, Finish
 from batchkit.errors import BatchkitError, DatabaseUnavailable, InvalidParams, LeaseLost, SourceChanged
@@ -17,13 +17,12 @@ from batchkit.job import Definition
 from batchkit.lease_timer import LeaseTimer
 from batchkit.model import Checkpoint, Lease, Position, RunError, Standing
 from batchkit.planning import (
+    Cursors,
     bounded,
     check_fingerprint,
     check_identity,
     make_source,
     plan,
-    read_cursor,
-    write_cursor,
 )
 from batchkit.sources.base import Source
 from batchkit.states import PartitionKind
@@ -31,6 +30,8 @@ from batchkit.stopping import Deadline
 from batchkit.store import ChunkTransaction, HeldConnection, Sessions, Store
 from batchkit.store.dialects import Fault
 from batchkit.values import dumps, loads
+
+R = TypeVar("R")
 
 _logger = logging.getLogger("batchkit")
 
@@ -117,6 +118,15 @@ def work_slice(lease: Lease, *, job: Definition, around: Surroundings, slice_tim
             held.close()
 
 
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What the chunks of a slice are read from."""
+
+    source: Source[Any]
+    cursors: Cursors
+    params: dict[str, object]
+
+
 class _Slice:
     def __init__(
         self,
@@ -146,7 +156,7 @@ class _Slice:
             if self._lease.kind is PartitionKind.FINISH:
                 return self._with_faults(self._finish)
             source, params = self._prepare()
-            return self._work_chunks(source, params)
+            return self._work_chunks(_Reading(source, Cursors(source), params))
         except LeaseLost as error:
             return self._lost(error)
         except _Declined as declined:
@@ -185,13 +195,13 @@ class _Slice:
         self._lease = self._around.store.leases.plan(self._lease, planned)
         self._is_empty = not planned.ranges
 
-    def _work_chunks(self, source: Source[Any], params: dict[str, object]) -> Outcome:
+    def _work_chunks(self, reading: _Reading) -> Outcome:
         while not self._is_empty:
             if self._around.stop.requested:
                 return self._interrupt(str(self._around.stop.reason))
             if self._timer.is_lost:
                 raise self._lease_lost()
-            standing = self._with_faults(lambda: self._chunk(source, params))
+            standing = self._with_faults(lambda: self._chunk(reading))
             if standing is None:
                 break
             if not standing.goes_on:
@@ -201,20 +211,21 @@ class _Slice:
         self._around.store.leases.release(self._lease, is_exhausted=True, reason="every item is done")
         return self._outcome(Ending.EXHAUSTED)
 
-    def _chunk(self, source: Source[Any], params: dict[str, object], attempt: int = 1) -> Standing | None:
+    def _chunk(self, reading: _Reading, attempt: int = 1) -> Standing | None:
         self._timer.chunk_begins()
         began = time.perf_counter()
         transaction = self._open()
         try:
-            cursor = read_cursor(source, self._lease.cursor)
-            pairs = list(source.read(cursor, self._job.options.chunk_size, transaction.session))
+            after = reading.cursors.read(self._lease.cursor)
+            pairs = list(reading.source.read(after, self._job.options.chunk_size, transaction.session))
             if not pairs:
                 transaction.rollback()
                 return None
             chunk = self._make_chunk([item for item, _ in pairs], transaction, attempt)
-            self._job.function(chunk, **params)
+            self._job.function(chunk, **reading.params)
             transaction.flush()
-            checkpoint = self._checkpoint(source, pairs[-1][1], chunk, seconds=time.perf_counter() - began)
+            cursor = reading.cursors.write(pairs[-1][1])
+            checkpoint = self._checkpoint(cursor, chunk, seconds=time.perf_counter() - began)
             moved, standing = transaction.checkpoint(self._around.store.leases, self._lease, checkpoint)
         except BaseException:
             transaction.rollback()
@@ -235,11 +246,11 @@ class _Slice:
             stopping=self._should_stop,
         )
 
-    def _checkpoint(self, source: Source[Any], cursor: object, chunk: Chunk[Any], *, seconds: float) -> Checkpoint:
+    def _checkpoint(self, cursor: str, chunk: Chunk[Any], *, seconds: float) -> Checkpoint:
         rate = len(chunk) / max(seconds, 1e-6)
         self._rate = rate if not self._rate else self._rate + _RATE_WEIGHT * (rate - self._rate)
         return Checkpoint(
-            cursor=write_cursor(source, cursor),
+            cursor=cursor,
             done=len(chunk),
             failed=0,
             carry=dumps(chunk.carry, where="chunk.carry") if chunk.carry else "{}",
@@ -297,7 +308,7 @@ class _Slice:
 
     # Faults of the database
 
-    def _with_faults(self, step: Callable[[], Any]) -> Any:  # noqa: ANN401
+    def _with_faults(self, step: Callable[[], R]) -> R:
         """Do *step* again after a fault that may pass; after a lost connection, find out first what was committed."""
         for attempt in range(1, _TRIES + 1):
             try:
@@ -428,11 +439,11 @@ class _Slice:
         return Outcome(ending, chunks=self._chunks, items=self._items, error=error)
 
 
-class _Stopped(Exception):  # noqa: N818  a signal, which never reaches the caller
+class _Stopped(Exception):
     pass
 
 
-class _Declined(Exception):  # noqa: N818  a signal, which never reaches the caller
+class _Declined(Exception):
     def __init__(self, error: BatchkitError) -> None:
         self.error = error
 

@@ -10,6 +10,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _STOPPING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -53,7 +57,7 @@ class Stop:
         os.close(self._reader)
         os.close(self._writer)
 
-    def __enter__(self) -> Stop:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -25,7 +25,7 @@ def sweep(store: Store, queue: Queue) -> Swept:
     """
     Settle the running runs that have no live lease, then wake workers up for each queued run.
 
-    Any number of sweeps at once is safe: each change is made under the run's lock, and a wake-up too many finds nothing.
+    Any number of sweeps at once is safe: changes are made under the run's lock, and a wake-up too many finds nothing.
     """
     settled = tuple(store.runs.unattended(limit=_AT_ONCE))
     for run_id in settled:

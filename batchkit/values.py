@@ -14,12 +14,12 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from typing import TypeAlias
+from typing import TypeAlias, cast
 from uuid import UUID
 
 from batchkit.errors import NotSerializable
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 
 def dumps(value: object, *, where: str) -> str:
@@ -45,10 +45,9 @@ def _plain(value: object, where: str) -> Json:
         return value  # type: ignore[return-value]
     if type(value) is float:
         return value if math.isfinite(value) else {"$float": repr(value)}
-    if type(value) is list:
-        return [_plain(each, f"{where}[{index}]") for index, each in enumerate(value)]
-    if type(value) is tuple:
-        return {"$tuple": [_plain(each, f"{where}[{index}]") for index, each in enumerate(value)]}
+    if type(value) in (list, tuple):
+        plain = [_plain(each, f"{where}[{index}]") for index, each in enumerate(cast("list[object]", value))]
+        return plain if type(value) is list else {"$tuple": plain}
     if type(value) is dict:
         return _plain_dict(value, where)
     for kind, (tag, write, _) in _TAGGED.items():
@@ -93,13 +92,18 @@ def _read_enum(content: Json) -> enum.Enum:
     return found[str(member)]
 
 
+def _read_datetime(content: tuple[str, int]) -> dt.datetime:
+    text, fold = content
+    return dt.datetime.fromisoformat(text).replace(fold=fold)
+
+
 def _timedelta_parts(value: dt.timedelta) -> Json:
     return [value.days, value.seconds, value.microseconds]
 
 
 # Exact types only: a subclass would come back as its base. datetime before date matters not, since types are compared.
 _TAGGED: dict[type, tuple[str, Callable[..., Json], Callable[..., object]]] = {
-    dt.datetime: ("$datetime", lambda v: [v.isoformat(), v.fold], lambda c: dt.datetime.fromisoformat(c[0]).replace(fold=c[1])),
+    dt.datetime: ("$datetime", lambda v: [v.isoformat(), v.fold], _read_datetime),
     dt.date: ("$date", dt.date.isoformat, dt.date.fromisoformat),
     dt.time: ("$time", dt.time.isoformat, dt.time.fromisoformat),
     dt.timedelta: ("$timedelta", _timedelta_parts, lambda c: dt.timedelta(*c)),

@@ -31,7 +31,7 @@ class LocalQueue:
     crosses_processes = True
 
     def __init__(self, processes: int = 1) -> None:
-        if not isinstance(processes, int) or processes < 1:
+        if type(processes) is not int or processes < 1:
             message = f"processes is the number of worker processes, 1 or more: got {processes!r}"
             raise ValueError(message)
         self.processes = processes

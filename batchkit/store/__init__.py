@@ -29,9 +29,7 @@ __all__ = [
 class Store:
     """Our tables in one database: runs, the leases on their partitions, and the schema itself."""
 
-    def __init__(
-        self, database: str | URL | Engine, *, schema: str | None = None, clock: Clock | None = None
-    ) -> None:
+    def __init__(self, database: str | URL | Engine, *, schema: str | None = None, clock: Clock | None = None) -> None:
         self.database = Database(database, schema=schema, clock=clock)
         self.schema = Schema(self.database)
         self.runs = Runs(self.database)

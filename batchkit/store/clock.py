@@ -95,6 +95,10 @@ class Clock:
     def __init__(self, shift: Callable[[], float] | None = None) -> None:
         self._shift = shift
 
+    def shift(self) -> float:
+        """Give the seconds that tests add."""
+        return 0.0 if self._shift is None else self._shift()
+
     def now(self) -> ColumnElement[datetime]:
         """Give the moment of the statement."""
         return self.after(literal(0.0, Float))

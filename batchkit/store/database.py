@@ -37,9 +37,7 @@ class Database:
     listened to on the user's engine.
     """
 
-    def __init__(
-        self, database: str | URL | Engine, *, schema: str | None = None, clock: Clock | None = None
-    ) -> None:
+    def __init__(self, database: str | URL | Engine, *, schema: str | None = None, clock: Clock | None = None) -> None:
         self.clock = clock or Clock()
         self.schema = schema
         self.tables: Tables = tables(schema)
@@ -180,7 +178,7 @@ class HeldConnection:
         with self._ours():
             self._transaction = connection.begin()
         try:
-            self._database.dialect.begin(_driver(connection), lock_wait=_LOCK_WAIT_SECONDS, idle=idle)
+            self._database.dialect.begin(_driver(connection), lock_wait=None, idle=idle)
         except self._database.driver_error as error:
             raise self._database.unavailable(error) from error
         self._began_at = time.monotonic()
@@ -299,15 +297,16 @@ class HeldConnection:
 def _engine_for(database: str | URL) -> Engine:
     try:
         url = make_url(database)
-        if url.drivername in ("postgresql", "postgres"):
-            # Heroku and others write postgres://, which SQLAlchemy does not know; psycopg 3 is the driver we work with.
-            url = url.set(drivername="postgresql+psycopg")
-        return create_engine(url, **dialect_named(url.get_backend_name()).engine_options(url))
     except ArgumentError as error:
         raise InvalidDatabase(
             f"{str(database)[:40]!r} is not a database URL; it looks like postgresql+psycopg://user@host/name "
             f"or sqlite:///file.db"
         ) from error
+    try:
+        if url.drivername in ("postgresql", "postgres"):
+            # Heroku and others write postgres://, which SQLAlchemy does not know; psycopg 3 is the driver we work with.
+            url = url.set(drivername="postgresql+psycopg")
+        return create_engine(url, **dialect_named(url.get_backend_name()).engine_options(url))
     except (NoSuchModuleError, ModuleNotFoundError) as error:
         raise InvalidDatabase(
             f"the driver for {url.drivername} is not installed ({error}); for PostgreSQL: "

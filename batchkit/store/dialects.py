@@ -40,12 +40,13 @@ class Dialect(Protocol):
         """Refuse a connection that cannot keep the promises."""
         ...
 
-    def begin(self, driver: DriverConnection, *, lock_wait: float, idle: float | None) -> None:
+    def begin(self, driver: DriverConnection, *, lock_wait: float | None, idle: float) -> None:
         """
         Begin a transaction that may write, with READ COMMITTED and in one round trip.
 
-        A lock is waited for *lock_wait* seconds at most. A session that is idle for *idle* seconds inside the
-        transaction is ended by the database, so that a stopped process does not keep its locks for ever.
+        A lock is waited for *lock_wait* seconds at most; None leaves that to the user's settings. A session that is
+        idle for *idle* seconds inside the transaction is ended by the database, so that a stopped process does not
+        keep its locks for ever.
         """
         ...
 
@@ -76,11 +77,11 @@ class Postgres:
                 'give batchkit an engine without isolation_level="AUTOCOMMIT"'
             )
 
-    def begin(self, driver: DriverConnection, *, lock_wait: float, idle: float | None) -> None:
+    def begin(self, driver: DriverConnection, *, lock_wait: float | None, idle: float) -> None:
         """Begin with one simple query of several statements, hence one round trip; never as a prepared statement."""
-        settings = f"SET LOCAL lock_timeout = {int(lock_wait * 1000)}"
-        if idle is not None:
-            settings += f"; SET LOCAL idle_in_transaction_session_timeout = {int(idle * 1000)}"
+        settings = f"SET LOCAL idle_in_transaction_session_timeout = {int(idle * 1000)}"
+        if lock_wait is not None:
+            settings += f"; SET LOCAL lock_timeout = {int(lock_wait * 1000)}"
         driver.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED; {settings}", prepare=False)
 
     def is_in_transaction(self, driver: DriverConnection) -> bool:
@@ -127,9 +128,10 @@ class Sqlite:
             )
         driver.execute("PRAGMA journal_mode=WAL").fetchone()
 
-    def begin(self, driver: DriverConnection, *, lock_wait: float, idle: float | None) -> None:  # noqa: ARG002
+    def begin(self, driver: DriverConnection, *, lock_wait: float | None, idle: float) -> None:  # noqa: ARG002
         """Take the write lock at once: a transaction that has read fails without waiting when it writes later."""
-        driver.execute(f"PRAGMA busy_timeout = {int(lock_wait * 1000)}")
+        if lock_wait is not None:
+            driver.execute(f"PRAGMA busy_timeout = {int(lock_wait * 1000)}")
         driver.execute("BEGIN IMMEDIATE")
 
     def is_in_transaction(self, driver: DriverConnection) -> bool:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import datetime, timezone
-from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, RowMapping
 
 from batchkit.errors import LeaseLost
 from batchkit.model import Checkpoint, Lease, Plan, Position, Range, RunError, RunId, Standing
@@ -63,9 +62,7 @@ class Leases:
                 return None
             before = tx.execute(self._statements.read_partition(run_id, number)).mappings().one_or_none()
             token = secrets.token_hex(16)
-            claimed = tx.execute(
-                self._statements.claim(run_id, number, holder=token, worker=worker, seconds=seconds)
-            )
+            claimed = tx.execute(self._statements.claim(run_id, number, holder=token, worker=worker, seconds=seconds))
             if before is None or claimed.rowcount != 1:
                 return None
             self._record_claim(tx, run, taken_from=before["worker"] if before["holder"] else None, worker=worker)
@@ -115,7 +112,7 @@ class Leases:
                 "fence_": lease.fence,
                 "holder_": lease.holder,
                 "seq_": lease.seq,
-                "locked_at": _sqlite_moment(held.began_at_epoch),
+                "locked_at": self._locked_at(held),
                 "cursor_": checkpoint.cursor,
                 "done_": checkpoint.done,
                 "failed_": checkpoint.failed,
@@ -137,6 +134,11 @@ class Leases:
             carry=checkpoint.carry,
         )
         return moved, Standing(RunState(state), None if requested is None else Request(requested))
+
+    def _locked_at(self, held: HeldConnection) -> str | None:
+        if not self._database.dialect.has_one_writer:
+            return None
+        return _sqlite_moment(held.began_at_epoch + self._database.clock.shift())
 
     def position(self, lease: Lease) -> Position:
         """Read who holds the partition and how far it is, to learn whether a commit whose reply was lost happened."""
@@ -203,8 +205,11 @@ class Leases:
             LeaseLost: the lease is over; *tx* must be rolled back.
         """
         run = self._runs.lock(tx, lease.run_id)
-        if run is None or run["state"] is not RunState.RUNNING or run["requested"] is Request.CANCEL:
-            return Standing(RunState.CANCELLED if run is None else run["state"], run and run["requested"])
+        if run is None:
+            raise _lost(lease)
+        standing = Standing(run["state"], run["requested"])
+        if standing.state is not RunState.RUNNING or standing.requested is Request.CANCEL:
+            return standing
         self._give_back(tx, lease, is_final=True, delay=0.0)
         self._runs.succeed(tx, lease.run_id, result=result, worker=worker)
         return None
@@ -218,9 +223,7 @@ class Leases:
         if tx.execute(self._statements.release(lease, state=state, delay=delay)).rowcount != 1:
             raise _lost(lease)
 
-    def _record_claim(
-        self, tx: Connection, run: Mapping[str, Any], *, taken_from: str | None, worker: str
-    ) -> None:
+    def _record_claim(self, tx: Connection, run: RowMapping, *, taken_from: str | None, worker: str) -> None:
         reason = "claimed" if taken_from is None else f"taken over: the lease of {taken_from} ran out"
         if run["state"] is RunState.QUEUED:
             self._runs.change_state(
@@ -255,7 +258,7 @@ class Leases:
             )
 
 
-def _lease(run: Mapping[str, Any], row: Mapping[str, Any]) -> Lease:
+def _lease(run: RowMapping, row: RowMapping) -> Lease:
     return Lease(
         run_id=RunId(run["id"]),
         number=row["number"],

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, RowMapping
 
 from batchkit.errors import RunNotFound
 from batchkit.model import NewRun, Partition, Progress, Range, RunError, RunId, RunRecord, Transition
@@ -43,9 +43,7 @@ class Runs:
                 )
             )
             reason = "started" if new.rerun_of is None else f"started as a rerun of {new.rerun_of}"
-            tx.execute(
-                self._statements.insert_transition(new.id, None, RunState.QUEUED, reason=reason, worker=None)
-            )
+            tx.execute(self._statements.insert_transition(new.id, None, RunState.QUEUED, reason=reason, worker=None))
 
     # What people do
 
@@ -98,15 +96,13 @@ class Runs:
 
     # What workers do
 
-    def lock(self, tx: Connection, run_id: RunId) -> Mapping[str, Any] | None:
+    def lock(self, tx: Connection, run_id: RunId) -> RowMapping | None:
         """Lock a run's row as part of *tx* and read it in a statement of its own; None when there is none."""
         if tx.execute(self._statements.lock_run(run_id)).rowcount != 1:
             return None
         return tx.execute(self._statements.read_run(run_id)).mappings().one()
 
-    def settle(
-        self, tx: Connection, run_id: RunId, *, reason: str, worker: str | None, is_interrupt: bool
-    ) -> RunState:
+    def settle(self, tx: Connection, run_id: RunId, *, reason: str, worker: str | None, is_interrupt: bool) -> RunState:
         """Take the run, locked by *tx*, to the state that its partitions ask for; give that state."""
         run = tx.execute(self._statements.read_run(run_id)).mappings().one()
         evicted = tx.execute(self._statements.evict(run_id)).rowcount
@@ -203,9 +199,7 @@ class Runs:
         with self._database.transaction() as tx:
             if self.lock(tx, run_id) is None:
                 raise RunNotFound(run_id)
-            return self.settle(
-                tx, run_id, reason="the lease of its worker ran out", worker=None, is_interrupt=True
-            )
+            return self.settle(tx, run_id, reason="the lease of its worker ran out", worker=None, is_interrupt=True)
 
     def waking(self, *, limit: int) -> list[tuple[RunId, str]]:
         """Find queued runs that could be worked now, with their queues."""
@@ -228,7 +222,7 @@ class Runs:
             raise RunNotFound(run_id)
         return _record(row)
 
-    def list(
+    def newest(
         self, *, job: str | None = None, states: Collection[RunState] | None = None, limit: int
     ) -> list[RunRecord]:
         """Read the newest runs."""
@@ -285,7 +279,7 @@ class Runs:
             tx.execute(self._statements.request(run_id, wanted))
             return self.settle(tx, run_id, reason=f"{wanted} requested", worker=None, is_interrupt=False)
 
-    def _lock_existing(self, tx: Connection, run_id: RunId) -> Mapping[str, Any]:
+    def _lock_existing(self, tx: Connection, run_id: RunId) -> RowMapping:
         run = self.lock(tx, run_id)
         if run is None:
             raise RunNotFound(run_id)
@@ -301,7 +295,7 @@ def _reason(after: RunState, reason: str) -> str:
     return {RunState.PAUSED: "pause requested", RunState.CANCELLED: "cancel requested"}.get(after, reason)
 
 
-def _record(row: Mapping[str, Any]) -> RunRecord:
+def _record(row: RowMapping) -> RunRecord:
     until: datetime = row["finished_at"] or row["read_at"]
     began: datetime = row["started_at"] or until
     return RunRecord(

@@ -5,7 +5,22 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import Float, Integer, String, Text, and_, bindparam, case, exists, func, insert, literal, or_, select, update
+from sqlalchemy import (
+    Float,
+    Integer,
+    String,
+    Text,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.sql.base import Executable
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import Select
@@ -245,19 +260,18 @@ class Statements:
         return (
             update(self.partition)
             .where(partition.run_id == run_id, partition.holder.is_not(None), self._is_free())
-            .values(
-                fence=partition.fence + 1, holder=None, worker=None, lease_expires_at=None, due_at=self.clock.now()
-            )
+            .values(fence=partition.fence + 1, holder=None, worker=None, lease_expires_at=None, due_at=self.clock.now())
         )
 
     def tally(self, run_id: RunId) -> Select[Any]:
         """Count a run's partitions of items that are open, those of any kind that are not final, and live leases."""
         partition = self.partition.c
-        return select(
+        counts: list[ColumnElement[Any]] = [
             _count_if(and_(partition.kind == PartitionKind.ITEMS, partition.state == PartitionState.OPEN)),
             _count_if(partition.state != PartitionState.FINAL),
             _count_if(self._is_live()),
-        ).where(partition.run_id == run_id)
+        ]
+        return select(*counts).where(partition.run_id == run_id)
 
     def open_finish(self, run_id: RunId) -> Executable:
         """Let workers claim the run's `finish`."""
@@ -280,18 +294,12 @@ class Statements:
         return (
             update(self.run)
             .where(self.run.c.id == run_id, self.run.c.state == before)
-            .values(
-                state=after, requested=None, interruptions=self.run.c.interruptions + interruptions, **values
-            )
+            .values(state=after, requested=None, interruptions=self.run.c.interruptions + interruptions, **values)
         )
 
     def count_interruption(self, run_id: RunId) -> Executable:
         """Count that a run was interrupted without leaving its state."""
-        return (
-            update(self.run)
-            .where(self.run.c.id == run_id)
-            .values(interruptions=self.run.c.interruptions + 1)
-        )
+        return update(self.run).where(self.run.c.id == run_id).values(interruptions=self.run.c.interruptions + 1)
 
     def insert_transition(
         self, run_id: RunId, before: RunState | None, after: RunState, *, reason: str, worker: str | None
@@ -384,7 +392,7 @@ class Statements:
     def _is_live(self) -> ColumnElement[bool]:
         return self.partition.c.lease_expires_at > self.clock.now()
 
-    def _renewed(self, seconds: ColumnElement[float]) -> ColumnElement[object]:
+    def _renewed(self, seconds: ColumnElement[float]) -> Later:
         return Later(self.partition.c.lease_expires_at, self.clock.after(seconds))
 
 

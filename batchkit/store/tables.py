@@ -44,7 +44,7 @@ class Tables:
     transition: Table
 
 
-def _words(kind: type[RunState] | type[Request] | type[PartitionState] | type[PartitionKind]) -> Enum:
+def _words(kind: type[RunState | Request | PartitionState | PartitionKind]) -> Enum:
     # Plain text in the database: a new word must not need a change of type there.
     return Enum(
         kind,
@@ -55,7 +55,7 @@ def _words(kind: type[RunState] | type[Request] | type[PartitionState] | type[Pa
     )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def tables(schema: str | None = None) -> Tables:
     """
     Give the tables in *schema*; their metadata can be part of a user's own Alembic environment.

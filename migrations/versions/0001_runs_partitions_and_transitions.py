@@ -46,7 +46,9 @@ def upgrade() -> None:
     op.create_index("ix_batchkit_run_job", "batchkit_run", ["job", "id"], schema=schema)
     op.create_table(
         "batchkit_partition",
-        sa.Column("run_id", sa.String(26), sa.ForeignKey(f"{prefix}batchkit_run.id", ondelete="CASCADE"), nullable=False),
+        sa.Column(
+            "run_id", sa.String(26), sa.ForeignKey(f"{prefix}batchkit_run.id", ondelete="CASCADE"), nullable=False
+        ),
         sa.Column("number", sa.Integer, nullable=False),
         sa.Column("kind", sa.String(16), nullable=False),
         sa.Column("state", sa.String(16), nullable=False),
@@ -72,7 +74,9 @@ def upgrade() -> None:
     op.create_table(
         "batchkit_transition",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True, autoincrement=True),
-        sa.Column("run_id", sa.String(26), sa.ForeignKey(f"{prefix}batchkit_run.id", ondelete="CASCADE"), nullable=False),
+        sa.Column(
+            "run_id", sa.String(26), sa.ForeignKey(f"{prefix}batchkit_run.id", ondelete="CASCADE"), nullable=False
+        ),
         sa.Column("at", UtcTime, nullable=False),
         sa.Column("before", sa.String(16)),
         sa.Column("after", sa.String(16), nullable=False),
