@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from sqlalchemy.orm import Session
+from typing import TYPE_CHECKING, Any
 
 from batchkit.errors import InvalidSource, SourceChanged
 from batchkit.job import Definition
 from batchkit.model import Lease, Plan, Range
 from batchkit.sources.base import Bounded, Coded, Counted, Estimate, Fingerprinted, Identified, Source
 from batchkit.values import dumps, loads
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
 
 _ACCEPT = (
     "Deploy the code that it began with, or cancel it and start a new run (the key and kind of a source must not "

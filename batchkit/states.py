@@ -99,7 +99,13 @@ def check_transition(run_id: str, current: RunState, wanted: RunState) -> None:
         IllegalTransition: it names the changes that are possible.
     """
     if (current, wanted) not in TRANSITIONS:
-        raise IllegalTransition(run_id, current=current.value, wanted=wanted.value, possible=successors(current))
+        raise illegal_transition(run_id, current, wanted)
+
+
+def illegal_transition(run_id: str, current: RunState, wanted: RunState) -> IllegalTransition:
+    """Make the error that names the states which are possible instead."""
+    possible = [state.value for state in successors(current) if state is not wanted]
+    return IllegalTransition(run_id, current=current.value, wanted=wanted.value, possible=possible)
 
 
 def settled(state: RunState, requested: Request | None, *, unfinished: int, held: int) -> RunState:

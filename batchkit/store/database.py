@@ -182,7 +182,7 @@ class HeldConnection:
         except self._database.driver_error as error:
             raise self._database.unavailable(error) from error
         self._began_at = time.monotonic()
-        self.began_at_epoch = time.time()
+        self.began_at_epoch = time.time() + self._database.clock.shift()
 
     def execute(self, statement: Rendered, values: Mapping[str, object]) -> Any:  # noqa: ANN401
         """Send *statement* straight to the driver and give its first row, or None."""

@@ -138,7 +138,7 @@ class Leases:
     def _locked_at(self, held: HeldConnection) -> str | None:
         if not self._database.dialect.has_one_writer:
             return None
-        return _sqlite_moment(held.began_at_epoch + self._database.clock.shift())
+        return _sqlite_moment(held.began_at_epoch)
 
     def position(self, lease: Lease) -> Position:
         """Read who holds the partition and how far it is, to learn whether a commit whose reply was lost happened."""

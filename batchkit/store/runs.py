@@ -19,6 +19,7 @@ from batchkit.states import (
     Request,
     RunState,
     check_transition,
+    illegal_transition,
     settled,
 )
 from batchkit.store.database import Database
@@ -77,10 +78,10 @@ class Runs:
             if run["state"] is RunState.RUNNING and run["requested"] is Request.PAUSE:
                 tx.execute(self._statements.request(run_id, None))
                 return RunState.RUNNING
-            check_transition(run_id, run["state"], RunState.QUEUED)
             if run["state"] is RunState.RUNNING:
-                # running -> queued is the workers' to make, not a person's.
-                check_transition(run_id, RunState.RUNNING, RunState.RUNNING)
+                # It has a way to queued, but that is an interruption, which is the workers' to make.
+                raise illegal_transition(run_id, RunState.RUNNING, RunState.QUEUED)
+            check_transition(run_id, run["state"], RunState.QUEUED)
             tx.execute(self._statements.make_due(run_id))
             self.change_state(
                 tx,

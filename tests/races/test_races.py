@@ -1,0 +1,221 @@
+"""Two at once, in both orders: each on connections and threads of its own, on both databases."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+
+import pytest
+from sqlalchemy import text
+
+from batchkit.errors import LeaseLost
+from batchkit.model import NewRun, Plan, Range
+from batchkit.states import RunState
+from batchkit.store import HeldConnection
+from tests.store.conftest import Bench, next_checkpoint
+from tests.waiting import eventually
+
+
+@pytest.fixture
+def bench(database_url: str) -> Iterator[Bench]:
+    """Give a store with its tables, on each database in turn."""
+    with closing(Bench(database_url)) as made:
+        yield made
+
+
+@pytest.fixture
+def postgres_bench(postgres_url: str) -> Iterator[Bench]:
+    """Give a store with its tables on PostgreSQL, where two transactions really run at once."""
+    with closing(Bench(postgres_url)) as made:
+        yield made
+
+
+def _both(first: Callable[[], object], second: Callable[[], object]) -> list[Future[object]]:
+    """Run two things from one starting line."""
+    line = threading.Barrier(2)
+
+    def run(step: Callable[[], object]) -> object:
+        line.wait(timeout=10)
+        return step()
+
+    with ThreadPoolExecutor(2) as pool:
+        return [pool.submit(run, first), pool.submit(run, second)]
+
+
+def _waits_for_a_lock(bench: Bench) -> bool:
+    with bench.store.database.connect() as tx:
+        return bool(tx.execute(text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")).scalar())
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_two_claims_of_one_partition_have_one_winner(bench: Bench, attempt: int):
+    run_id = bench.start()
+
+    def claim() -> object:
+        return bench.store.leases.claim(run_id, 0, worker="w", seconds=10)
+
+    leases = [each.result() for each in _both(claim, claim)]
+    assert 1 == sum(lease is not None for lease in leases)
+
+
+def test_stale_worker_against_new_owner_when_the_checkpoint_comes_first(postgres_bench: Bench):
+    """The claim waits for the checkpoint's row lock, then sees a renewed lease and takes nothing."""
+    bench = postgres_bench
+    lease = bench.claim(bench.start(), seconds=10)
+    held = HeldConnection(bench.store.database, lease.run_id)
+    held.begin(idle=60)
+    bench.pass_time(5)
+    bench.store.leases.checkpoint(held, lease, next_checkpoint(lease))
+    # Now the lease has ended by what was committed, and has not by what is about to be.
+    bench.pass_time(6)
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(bench.store.leases.claim, lease.run_id, 0, worker="late", seconds=10)
+        eventually(lambda: _waits_for_a_lock(bench), message="the claim does not wait for the checkpoint")
+        held.commit()
+        assert late.result(timeout=10) is None
+    held.close()
+    assert 1 == bench.store.leases.position(lease).seq
+
+
+def test_stale_worker_against_new_owner_when_the_claim_comes_first(postgres_bench: Bench):
+    """The checkpoint waits for the claim's row lock, then finds another fence and moves nothing."""
+    bench = postgres_bench
+    stale = bench.claim(bench.start(), seconds=10)
+    bench.pass_time(11)
+    statements = bench.store.leases._statements  # noqa: SLF001  the claim is stopped between its statement and its commit
+    held = HeldConnection(bench.store.database, stale.run_id)
+    held.begin(idle=60)
+    with bench.store.database.transaction() as tx, ThreadPoolExecutor(1) as pool:
+        claimed = tx.execute(statements.claim(stale.run_id, 0, holder="new", worker="new", seconds=10))
+        assert 1 == claimed.rowcount
+        bench.pass_time(-5)
+        late = pool.submit(bench.store.leases.checkpoint, held, stale, next_checkpoint(stale))
+        eventually(lambda: _waits_for_a_lock(bench), message="the checkpoint does not wait for the claim")
+        tx.commit()
+        with pytest.raises(LeaseLost):
+            late.result(timeout=10)
+    held.close()
+    assert 0 == bench.store.leases.position(stale).seq
+
+
+@pytest.mark.parametrize("order", ["pause first", "finish first", "at once", "at once", "at once"])
+def test_pause_against_finish(bench: Bench, order: str):
+    lease = bench.claim(bench.start())
+
+    def pause() -> object:
+        return bench.store.runs.pause(lease.run_id)
+
+    def finish() -> object:
+        return bench.store.leases.release(lease, is_exhausted=True, reason="done")
+
+    if order == "pause first":
+        pause()
+        finish()
+    elif order == "finish first":
+        finish()
+        with pytest.raises(Exception, match="succeeded"):
+            pause()
+    else:
+        for each in _both(pause, finish):
+            each.exception()
+    # The end of the work beats the pause, whoever was first.
+    record = bench.store.runs.load(lease.run_id)
+    assert (RunState.SUCCEEDED, None) == (record.state, record.requested)
+
+
+@pytest.mark.parametrize("order", ["cancel first", "finish first", "at once", "at once", "at once"])
+def test_cancel_against_finish(bench: Bench, order: str):
+    lease = bench.claim(bench.start())
+
+    def cancel() -> object:
+        return bench.store.runs.cancel(lease.run_id)
+
+    def finish() -> object:
+        return bench.store.leases.release(lease, is_exhausted=True, reason="done")
+
+    if order == "cancel first":
+        cancel()
+        finish()
+        wanted = {RunState.CANCELLED}
+    elif order == "finish first":
+        finish()
+        wanted = {RunState.SUCCEEDED}
+    else:
+        for each in _both(cancel, finish):
+            each.exception()
+        wanted = {RunState.SUCCEEDED, RunState.CANCELLED}
+    assert bench.store.runs.load(lease.run_id).state in wanted
+
+
+@pytest.mark.parametrize("attempt", range(10))
+def test_two_last_partitions_end_their_run_once(bench: Bench, attempt: int):
+    run_id = bench.start(ranges=2)
+    leases = [bench.claim(run_id, number) for number in (0, 1)]
+
+    def release(number: int) -> Callable[[], object]:
+        return lambda: bench.store.leases.release(leases[number], is_exhausted=True, reason="done")
+
+    states = [each.result() for each in _both(release(0), release(1))]
+    assert {RunState.RUNNING, RunState.SUCCEEDED} == set(states)
+    endings = [each for each in bench.store.runs.history(run_id) if each.after is RunState.SUCCEEDED]
+    assert 1 == len(endings)
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_two_finishers_finish_once(bench: Bench, attempt: int):
+    """Both hold what they believe to be the lease on `finish`; only the owner's transaction commits."""
+    run_id = bench.start(has_finish=True)
+    bench.store.leases.release(bench.claim(run_id), is_exhausted=True, reason="done")
+    stale = bench.claim(run_id, 1)
+    bench.pass_time(11)
+    owner = bench.claim(run_id, 1)
+    with bench.store.database.transaction() as tx:
+        tx.execute(text("DROP TABLE IF EXISTS report"))
+        tx.execute(text("CREATE TABLE report (run VARCHAR(26))"))
+
+    def finish(lease: object) -> Callable[[], object]:
+        def step() -> object:
+            with bench.store.database.transaction() as tx:
+                tx.execute(text("INSERT INTO report VALUES (:run)"), {"run": run_id})
+                standing = bench.store.leases.finish(tx, lease, result="1", worker="w")  # type: ignore[arg-type]
+                if standing is not None:
+                    # As the slice does: a run that is not running any more is left, and what was written undone.
+                    raise LeaseLost(run_id, partition=1, fence=0)
+                return standing
+
+        return step
+
+    outcomes = _both(finish(stale), finish(owner))
+    assert isinstance(outcomes[0].exception(), LeaseLost)
+    assert outcomes[1].result() is None
+    with bench.store.database.connect() as tx:
+        assert 1 == tx.execute(text("SELECT count(*) FROM report")).scalar()
+    assert RunState.SUCCEEDED == bench.store.runs.load(run_id).state
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_two_planners_plan_once(bench: Bench, attempt: int):
+    new = NewRun(job="job", params="{}", queue="default", delivery="exactly-once")
+    bench.store.runs.create(new)
+    stale = bench.claim(new.id)
+    bench.pass_time(11)
+    owner = bench.claim(new.id)
+    outcomes = _both(
+        lambda: bench.store.leases.plan(stale, Plan(ranges=(Range(),), total=1)),
+        lambda: bench.store.leases.plan(owner, Plan(ranges=(Range(until="5"), Range(after="5")), total=2)),
+    )
+    assert isinstance(outcomes[0].exception(), LeaseLost)
+    assert outcomes[1].exception() is None
+    assert (2, 2) == (bench.store.runs.load(new.id).progress.total, len(bench.store.runs.partitions(new.id)))
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_many_sweeps_at_once_settle_a_run_once(bench: Bench, attempt: int):
+    lease = bench.claim(bench.start())
+    bench.pass_time(11)
+    with ThreadPoolExecutor(4) as pool:
+        states = list(pool.map(bench.store.runs.settle_unattended, [lease.run_id] * 4))
+    assert [RunState.QUEUED] * 4 == states
+    assert 1 == bench.store.runs.load(lease.run_id).progress.interruptions
