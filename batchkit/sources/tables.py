@@ -1,0 +1,442 @@
+"""Rows of a table, walked by key."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    Integer,
+    Row,
+    Select,
+    Table,
+    UniqueConstraint,
+    and_,
+    bindparam,
+    func,
+    or_,
+    select,
+    tuple_,
+)
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.elements import ClauseElement, ColumnElement, UnaryExpression
+from sqlalchemy.sql.expression import Executable
+from sqlalchemy.sql.selectable import AliasedReturnsRows
+
+from batchkit.errors import InvalidSource
+from batchkit.sources.base import Estimate, Source
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from batchkit.values import Json
+
+T = TypeVar("T")
+
+_LIMIT = "batchkit_limit"
+_COUNT_SECONDS = 5
+_QUERY_CANCELED = "57014"
+
+# Any: SQLAlchemy's own types of column expressions differ between 2.0 and 2.1.
+KeyPart = Any
+
+
+# In SQLAlchemy 2.0 select(User) is a Select[tuple[User]], in 2.1 a Select[User]; the first that fits is taken.
+@overload
+def rows(
+    selected: Select[tuple[T]],
+    key: KeyPart | tuple[KeyPart, ...],
+    *,
+    follow: bool = ...,
+    for_update: bool = ...,
+) -> Source[T]: ...
+@overload
+def rows(
+    selected: Select[T],
+    key: KeyPart | tuple[KeyPart, ...],
+    *,
+    follow: bool = ...,
+    for_update: bool = ...,
+) -> Source[T]: ...
+@overload
+def rows(
+    selected: Any,  # noqa: ANN401  several columns: the two versions have no way of writing it in common
+    key: KeyPart | tuple[KeyPart, ...],
+    *,
+    follow: bool = ...,
+    for_update: bool = ...,
+) -> Source[Row[Any]]: ...
+def rows(
+    selected: Any,
+    key: KeyPart | tuple[KeyPart, ...],
+    *,
+    follow: bool = False,
+    for_update: bool = False,
+) -> Source[Any]:
+    """
+    Walk the rows of a select by key, never by OFFSET: objects for `select(User)`, values for one column, else rows.
+
+    Promised are the rows that were committed when the run was planned. The upper end is fixed then, so that a growing
+    table still ends.
+
+    Args:
+        selected: the select, without ORDER BY, LIMIT and OFFSET.
+        key: a column, or a tuple of several, that is never NULL and together unique; `User.id.desc()` walks down.
+        follow: do not fix the upper end: rows that are added behind the cursor while the run goes on are done as well.
+        for_update: lock the rows of each chunk, for a function that reads, decides and writes while others do too.
+
+    Raises:
+        InvalidSource: the select or the key cannot be walked without skipping rows; it says how to mend it.
+    """
+    keys = tuple(_key(part) for part in (key if isinstance(key, tuple) else (key,)))
+    _check_select(selected)
+    _check_keys(keys)
+    walk = _Walk(selected, keys, for_update=for_update)
+    return _Rows(walk) if follow else _BoundedRows(walk)
+
+
+@dataclass(frozen=True)
+class _Key:
+    """One column of a key."""
+
+    expression: Any
+    column: Column[Any]
+    descending: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.column.table.name}.{self.column.name}"
+
+    @property
+    def order(self) -> ColumnElement[Any]:
+        ordered: ColumnElement[Any] = self.expression.desc() if self.descending else self.expression.asc()
+        return ordered
+
+    @property
+    def reverse(self) -> ColumnElement[Any]:
+        ordered: ColumnElement[Any] = self.expression.asc() if self.descending else self.expression.desc()
+        return ordered
+
+    def behind(self, value: Any) -> ColumnElement[bool]:  # noqa: ANN401
+        compared: ColumnElement[bool] = self.expression < value if self.descending else self.expression > value
+        return compared
+
+    def not_before(self, value: Any) -> ColumnElement[bool]:  # noqa: ANN401
+        compared: ColumnElement[bool] = self.expression <= value if self.descending else self.expression >= value
+        return compared
+
+
+class _Walk:
+    """A select with its key: the statements that read a part of it, built once."""
+
+    def __init__(
+        self, selected: Select[Any], keys: tuple[_Key, ...], *, for_update: bool, until: tuple[Any, ...] | None = None
+    ) -> None:
+        self.selected = selected
+        self.keys = keys
+        self.for_update = for_update
+        self.until = until
+        descriptions = selected.column_descriptions
+        self.width = len(descriptions)
+        self.is_orm = any(description.get("entity") is not None for description in descriptions)
+        self.is_provably_unique = _is_one_table(selected)
+        base = selected if until is None else selected.where(~_behind(keys, until))
+        self._bounded = base
+        positions = None if self.is_orm else _positions(selected, keys)
+        if positions is None:
+            base = base.add_columns(*(key.expression for key in keys))
+            positions = list(range(self.width, self.width + len(keys)))
+        self.positions = tuple(positions)
+        ordered = base.order_by(*(key.order for key in keys)).limit(bindparam(_LIMIT, type_=Integer))
+        if for_update:
+            ordered = ordered.with_for_update(of=keys[0].column.table)
+        self.first = ordered
+        self.names = tuple(f"batchkit_after_{index}" for index in range(len(keys)))
+        binds = tuple(bindparam(name, type_=key.column.type) for name, key in zip(self.names, keys, strict=True))
+        self.next = ordered.where(_behind(keys, binds))
+
+    def ending_at(self, until: tuple[Any, ...]) -> _Walk:
+        return _Walk(self.selected, self.keys, for_update=self.for_update, until=until)
+
+    def keys_only(self) -> Select[Any]:
+        columns = (key.expression for key in self.keys)
+        narrowed: Select[Any] = self._bounded.with_only_columns(*columns, maintain_column_froms=True)
+        return narrowed
+
+
+class _Rows(Generic[T]):
+    """The rows, wherever they end."""
+
+    def __init__(self, walk: _Walk) -> None:
+        self._walk = walk
+        self._needs_unique = False
+
+    def read(self, after: Any, limit: int, session: Session) -> Sequence[tuple[T, Any]]:  # noqa: ANN401
+        """Give the rows behind *after*; one more is read where only the rows themselves can show that keys repeat."""
+        walk = self._walk
+        extra = 0 if walk.is_provably_unique else 1
+        values: dict[str, Any] = {_LIMIT: limit + extra}
+        if after is None:
+            statement = walk.first
+        else:
+            statement = walk.next
+            values.update(zip(walk.names, _parts(after, walk.keys), strict=True))
+        found = self._fetch(statement, values, session)
+        pairs = self._pairs(found)
+        if extra:
+            _check_neighbours(walk.keys, [cursor for _, cursor in pairs])
+        return pairs[:limit]
+
+    def count(self, session: Session) -> int:
+        """Count the rows; where that takes PostgreSQL longer than a few seconds, take the planner's word for it."""
+        counted = select(func.count()).select_from(self._walk.keys_only().order_by(None).subquery())
+        connection = session.connection()
+        if connection.dialect.name != "postgresql":
+            return int(connection.execute(counted).scalar_one())
+        return _count_on_postgresql(connection, counted, self._walk.keys_only())
+
+    def identity(self) -> dict[str, Json]:
+        """Describe the key, whose values cursors are."""
+        return {
+            "kind": "rows",
+            "key": [f"{key.name} {'desc' if key.descending else 'asc'}" for key in self._walk.keys],
+            "types": [_type_name(key.column) for key in self._walk.keys],
+        }
+
+    def _fetch(self, statement: Select[Any], values: dict[str, Any], session: Session) -> Sequence[Row[Any]]:
+        bind = session.get_bind()
+        if not self._walk.is_orm and isinstance(bind, Connection):
+            # The ORM has nothing to add to plain columns, and takes its time.
+            return bind.execute(statement, values).all()
+        if self._needs_unique:
+            return session.execute(statement, values).unique().all()
+        try:
+            return session.execute(statement, values).all()
+        except InvalidRequestError as error:
+            if "unique()" not in str(error):
+                raise
+            # Collections are loaded by a join, so that a row comes once for each member.
+            self._needs_unique = True
+            return session.execute(statement, values).unique().all()
+
+    def _pairs(self, found: Iterable[Row[Any]]) -> list[tuple[Any, Any]]:
+        walk = self._walk
+        single = walk.width == 1
+        if len(walk.positions) == 1:
+            (position,) = walk.positions
+            pairs = [(row[0] if single else row, row[position]) for row in found]
+            missing = any(cursor is None for _, cursor in pairs)
+        else:
+            pairs = [(row[0] if single else row, tuple(row[at] for at in walk.positions)) for row in found]
+            missing = any(None in cursor for _, cursor in pairs)
+        if missing:
+            raise InvalidSource(
+                f"a row has NULL in its key ({_names(walk.keys)}), so there is no way to go on behind it; "
+                f"use the key of a table that every row has, or leave such rows out with .where(...is_not(None))"
+            )
+        return pairs
+
+
+class _BoundedRows(_Rows[T]):
+    """The rows up to the one that was the last when the run was planned."""
+
+    def upper(self, session: Session) -> Any:  # noqa: ANN401
+        """Give the key of the last row that there is now."""
+        walk = self._walk
+        last = session.connection().execute(
+            walk.keys_only().order_by(None).order_by(*(key.reverse for key in walk.keys)).limit(1)
+        )
+        row = last.one_or_none()
+        if row is None:
+            return None
+        return row[0] if len(walk.keys) == 1 else tuple(row)
+
+    def until(self, upper: Any) -> Source[T]:  # noqa: ANN401
+        """Give the same rows without those behind *upper*."""
+        return _BoundedRows(self._walk.ending_at(_parts(upper, self._walk.keys)))
+
+
+def _behind(keys: Sequence[_Key], values: Sequence[Any]) -> ColumnElement[bool]:
+    """Say that a row comes after the one with these key values."""
+    if len(keys) == 1:
+        return keys[0].behind(values[0])
+    if len({key.descending for key in keys}) == 1:
+        here = tuple_(*(key.expression for key in keys))
+        there = tuple_(
+            *(
+                value if isinstance(value, ClauseElement) else bindparam(None, value, type_=key.column.type)
+                for key, value in zip(keys, values, strict=True)
+            )
+        )
+        return here < there if keys[0].descending else here > there
+    # Mixed directions have no comparison of their own. The first condition is implied, and lets an index be used.
+    cases = [
+        and_(
+            *(key.expression == value for key, value in zip(keys[:index], values[:index], strict=True)),
+            keys[index].behind(values[index]),
+        )
+        for index in range(len(keys))
+    ]
+    return and_(keys[0].not_before(values[0]), or_(*cases))
+
+
+def _parts(cursor: Any, keys: Sequence[_Key]) -> tuple[Any, ...]:  # noqa: ANN401
+    if len(keys) == 1:
+        return (cursor,)
+    if not isinstance(cursor, tuple | list) or len(cursor) != len(keys):
+        raise InvalidSource(f"{cursor!r} is not a cursor of rows with the key {_names(keys)}")
+    return tuple(cursor)
+
+
+def _key(part: KeyPart) -> _Key:
+    descending = False
+    expression = part
+    if isinstance(part, UnaryExpression) and part.modifier in (operators.desc_op, operators.asc_op):
+        descending = part.modifier is operators.desc_op
+        expression = part.element
+    column = expression.__clause_element__() if hasattr(expression, "__clause_element__") else expression
+    if not isinstance(column, Column) or _table_of(column) is None:
+        raise InvalidSource(
+            f"the key {part} is not a column of a table; give one, such as key=User.id, or a tuple of several"
+        )
+    return _Key(expression=expression, column=column, descending=descending)
+
+
+def _table_of(column: Column[Any]) -> Table | None:
+    table: object = column.table
+    while isinstance(table, AliasedReturnsRows):
+        table = table.element
+    return table if isinstance(table, Table) else None
+
+
+def _check_select(selected: object) -> None:
+    if not isinstance(selected, Select):
+        raise InvalidSource(
+            f"rows() takes a select, such as rows(select(User), key=User.id): got {type(selected).__name__}"
+        )
+    clauses = {
+        "LIMIT": selected._limit_clause,  # noqa: SLF001  the only way to ask
+        "OFFSET": selected._offset_clause,  # noqa: SLF001  the only way to ask
+        "FETCH": selected._fetch_clause,  # noqa: SLF001  the only way to ask
+        "ORDER BY": selected._order_by_clauses or None,  # noqa: SLF001  the only way to ask
+    }
+    present = [name for name, clause in clauses.items() if clause is not None]
+    if present:
+        raise InvalidSource(
+            f"the select has {' and '.join(present)}, but batchkit orders by the key and takes chunk after chunk; "
+            f"leave it out (the direction is the key's: key=User.id.desc(), part of the rows is .where(...))"
+        )
+
+
+def _check_keys(keys: Sequence[_Key]) -> None:
+    table = _table_of(keys[0].column)
+    for key in keys:
+        if key.column.nullable and not key.column.primary_key:
+            raise InvalidSource(
+                f"the key {key.name} may be NULL, and such rows would be skipped; "
+                f"use a column that is NOT NULL, such as the primary key{_suggestion(table)}"
+            )
+    if table is None or not any(_is_within(columns, keys, table) for columns in _unique_sets(table)):
+        raise InvalidSource(
+            f"the key {_names(keys)} is not unique, so rows with equal keys would be skipped where chunks meet; "
+            f"add the primary key behind it{_suggestion(table, keys)}"
+        )
+
+
+def _is_within(columns: Sequence[Column[Any]], keys: Sequence[_Key], table: Table) -> bool:
+    names = {key.column.name for key in keys if _table_of(key.column) is table}
+    return bool(columns) and all(
+        column.name in names and (column.primary_key or not column.nullable) for column in columns
+    )
+
+
+def _unique_sets(table: Table) -> Iterable[Sequence[Column[Any]]]:
+    yield list(table.primary_key.columns)
+    for constraint in table.constraints:
+        if isinstance(constraint, UniqueConstraint):
+            yield list(constraint.columns)
+    for index in table.indexes:
+        is_partial = any(options.get("where") is not None for options in index.dialect_options.values())
+        if index.unique and not is_partial and all(isinstance(each, Column) for each in index.expressions):
+            yield list(index.columns)
+
+
+def _suggestion(table: Table | None, keys: Sequence[_Key] = ()) -> str:
+    if table is None or not table.primary_key.columns:
+        return ""
+    columns = [key.name for key in keys] + [f"{table.name}.{column.name}" for column in table.primary_key.columns]
+    return f": key=({', '.join(dict.fromkeys(columns))})"
+
+
+def _is_one_table(selected: Select[Any]) -> bool:
+    froms = selected.get_final_froms()
+    if len(froms) != 1:
+        return False
+    table: object = froms[0]
+    while isinstance(table, AliasedReturnsRows):
+        table = table.element
+    return isinstance(table, Table)
+
+
+def _positions(selected: Select[Any], keys: Sequence[_Key]) -> list[int] | None:
+    columns = list(selected.selected_columns)
+    found = [next((at for at, column in enumerate(columns) if column is key.column), None) for key in keys]
+    return None if None in found else [at for at in found if at is not None]
+
+
+def _check_neighbours(keys: Sequence[_Key], cursors: Sequence[Any]) -> None:
+    for before, after in itertools.pairwise(cursors):
+        if before == after:
+            raise InvalidSource(
+                f"two rows of the select have the same key ({_names(keys)}: {before!r}), so one would be skipped where "
+                f"chunks meet; add the key of the joined table to key=(...), or use .distinct() or an EXISTS instead "
+                f"of the join"
+            )
+
+
+def _names(keys: Sequence[_Key]) -> str:
+    return ", ".join(key.name for key in keys)
+
+
+def _type_name(column: Column[Any]) -> str:
+    try:
+        return str(column.type.python_type.__name__)
+    except NotImplementedError:
+        return type(column.type).__name__
+
+
+class _Explain(Executable, ClauseElement):
+    """The planner's word on a select."""
+
+    inherit_cache = False
+
+    def __init__(self, statement: Select[Any]) -> None:
+        self.statement = statement
+
+
+@compiles(_Explain)
+def _compile_explain(element: _Explain, compiler: Any, **options: Any) -> str:  # noqa: ANN401
+    return f"EXPLAIN (FORMAT JSON) {compiler.process(element.statement, **options)}"
+
+
+def _count_on_postgresql(connection: Connection, counted: Select[Any], keys: Select[Any]) -> int:
+    usual = connection.exec_driver_sql("SHOW statement_timeout").scalar_one()
+    try:
+        with connection.begin_nested():
+            connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{_COUNT_SECONDS}s'")
+            number = int(connection.execute(counted).scalar_one())
+            connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{usual}'")
+            return number
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != _QUERY_CANCELED:
+            raise
+    plan = connection.execute(_Explain(keys)).scalar_one()
+    parsed = json.loads(plan) if isinstance(plan, str) else plan
+    return Estimate(parsed[0]["Plan"]["Plan Rows"])
