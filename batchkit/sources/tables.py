@@ -336,6 +336,8 @@ def _check_select(selected: object) -> None:
 
 
 def _check_keys(keys: Sequence[_Key]) -> None:
+    if not keys:
+        raise InvalidSource("the key is empty; give a column, such as key=User.id, or a tuple of several")
     table = _table_of(keys[0].column)
     for key in keys:
         if key.column.nullable and not key.column.primary_key:
