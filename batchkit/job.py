@@ -132,11 +132,14 @@ JOBS = Registry()
 
 
 def _is_same_function(first: Callable[..., object], second: Callable[..., object]) -> bool:
-    if (first.__module__, first.__qualname__) != (second.__module__, second.__qualname__):
+    if first.__qualname__ != second.__qualname__:
         return False
-    # Twice in one file under one name is a mistake; a cell of a notebook that was run again has another file name.
-    same_file = first.__code__.co_filename == second.__code__.co_filename
-    return not same_file or first.__code__.co_firstlineno == second.__code__.co_firstlineno
+    before, after = first.__code__, second.__code__
+    if before.co_filename == after.co_filename:
+        # One place in one file: a reload, or a script that is imported under its own name as well.
+        return before.co_firstlineno == after.co_firstlineno
+    # A cell of a notebook that was run again has another file name.
+    return first.__module__ == second.__module__
 
 
 class Starter(Protocol):

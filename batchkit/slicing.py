@@ -317,7 +317,7 @@ class _Slice:
                 self._adopt_position()
             except Exception as error:
                 fault = self._around.store.database.fault(error)
-                if fault is None or attempt == _TRIES:
+                if fault not in (Fault.LOST, Fault.TRANSIENT) or attempt == _TRIES:
                     raise
                 _logger.warning(
                     "a fault of the database; trying again",

@@ -67,7 +67,12 @@ class Database:
                 self.dialect.begin(_driver(connection), lock_wait=wait, idle=wait * 4)
             except self.driver_error as error:
                 raise self.unavailable(error) from error
-            yield connection
+            try:
+                yield connection
+            except DBAPIError as error:
+                if self.fault(error) in (Fault.LOST, Fault.READ_ONLY):
+                    raise self.unavailable(error) from error
+                raise
 
     def connect(self) -> Connection:
         """
@@ -113,7 +118,7 @@ class Database:
         text = " ".join(str(original).split())
         mend = (
             "make the file and its folder writable for this user"
-            if "readonly" in text
+            if self.fault(original) is Fault.READ_ONLY
             else "see that it runs and that the address is right"
         )
         return DatabaseUnavailable(self.url, f"{text}; {mend}")

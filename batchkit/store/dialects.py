@@ -24,6 +24,8 @@ class Fault(enum.Enum):
     LOST = "lost"
     #: the same work may succeed in a moment: a deadlock, a serialization failure, a lock that was waited for
     TRANSIENT = "transient"
+    #: nothing can be written: a read-only file, a standby
+    READ_ONLY = "read-only"
 
 
 class Dialect(Protocol):
@@ -100,6 +102,8 @@ class Postgres:
             return Fault.LOST if isinstance(original, psycopg.OperationalError | psycopg.InterfaceError) else None
         if state[:2] == "08" or state in {"57P01", "57P02", "57P03", "57P05", "25P03", "25P04"}:
             return Fault.LOST
+        if state == "25006":
+            return Fault.READ_ONLY
         return Fault.TRANSIENT if state in {"40001", "40P01", "55P03", "53300"} else None
 
 
@@ -143,9 +147,11 @@ class Sqlite:
         import sqlite3  # noqa: PLC0415  some Pythons are built without it
 
         original = _original(error)
-        if isinstance(original, sqlite3.OperationalError) and "locked" in str(original):
+        if not isinstance(original, sqlite3.OperationalError):
+            return None
+        if "locked" in str(original):
             return Fault.TRANSIENT
-        return None
+        return Fault.READ_ONLY if "readonly" in str(original) else None
 
 
 def dialect_named(name: str) -> Dialect:

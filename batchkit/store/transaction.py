@@ -15,6 +15,23 @@ from batchkit.store.leases import Leases
 SessionFactory: TypeAlias = Callable[..., Session]
 
 
+class _ChunkSession(Session):
+    """The session of a chunk; `with chunk.session:` closes it, and what it then still keeps belongs to the chunk."""
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.flush()
+        super().close()
+
+    def close(self) -> None:
+        self.flush()
+        super().close()
+
+    def end(self) -> None:
+        """Close it without writing anything."""
+        super().close()
+
+
 class Sessions:
     """
     Makes the sessions of chunks.
@@ -30,7 +47,7 @@ class Sessions:
     def joined(self, connection: Connection) -> Session:
         """Make a session in the transaction of *connection*, whose own commit() commits nothing."""
         if self._factory is None:
-            return Session(bind=connection, join_transaction_mode="rollback_only", expire_on_commit=False)
+            return _ChunkSession(bind=connection, join_transaction_mode="rollback_only", expire_on_commit=False)
         return self._factory(bind=connection, join_transaction_mode="rollback_only")
 
     def apart(self) -> Session:
@@ -96,14 +113,20 @@ class ChunkTransaction:
         else:
             self._held.commit()
             self.session.dispatch.after_commit(self.session)
-        self.session.close()
+        self._end_session()
 
     def rollback(self) -> None:
         """Undo everything."""
         if not self._is_joined:
             self.session.rollback()
         self._held.rollback()
-        self.session.close()
+        self._end_session()
+
+    def _end_session(self) -> None:
+        if isinstance(self.session, _ChunkSession):
+            self.session.end()
+        else:
+            self.session.close()
 
 
 def _is_bound_to(factory: SessionFactory, engine: Engine) -> bool:

@@ -172,9 +172,9 @@ class PostgresServer:
         ) as connection:
             yield connection
 
-    def log(self) -> str:
+    def log(self, *, tail: int = _LOG_TAIL) -> str:
         """Give the end of the server's log."""
-        return self._log_path.read_text(errors="replace")[-_LOG_TAIL:] if self._log_path.exists() else "(none)"
+        return self._log_path.read_text(errors="replace")[-tail:] if self._log_path.exists() else "(none)"
 
     @property
     def _data(self) -> Path:

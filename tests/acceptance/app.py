@@ -1,0 +1,83 @@
+"""
+A job for workers that are killed, stopped and cut off: `python -m tests.acceptance.app URL [FAULT]`.
+
+Each item's row counts how often it was done, so that an item done twice shows as 2 and a lost one as 0.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+from sqlalchemy import Column, Integer, MetaData, Table, create_engine, func, insert, select, update
+
+from batchkit import BatchKit, Chunk, batched, rows
+from batchkit.model import Lease
+from batchkit.stopping import Stop, stopped_by_signals
+
+LEASE_SECONDS = 1.0
+CHUNK_SIZE = 10
+
+metadata = MetaData()
+item = Table("item", metadata, Column("id", Integer, primary_key=True), Column("times", Integer, nullable=False))
+
+#: The faults that a worker inflicts upon itself at a certain place.
+STOPS_IN_CHUNK = "stops-in-chunk"
+STOPS_BETWEEN_CHUNKS = "stops-between-chunks"
+_fault = ""
+
+
+@batched(rows(select(item.c.id), key=item.c.id), name="count-items", chunk_size=CHUNK_SIZE, lease=LEASE_SECONDS)
+def count_items(chunk: Chunk[int]) -> None:
+    """Count each item of the chunk as done once more."""
+    chunk.connection.execute(update(item).where(item.c.id.in_(list(chunk))).values(times=item.c.times + 1))
+    time.sleep(0.002)  # work that takes its time, so that kills fall into it
+    if _fault == STOPS_IN_CHUNK and chunk.number == 5:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def prepare(url: str, *, items: int) -> BatchKit:
+    """Make the tables and items, and a kit."""
+    engine = create_engine(url)
+    metadata.create_all(engine)
+    with engine.begin() as tx:
+        tx.execute(insert(item), [{"id": number, "times": 0} for number in range(1, items + 1)])
+    engine.dispose()
+    kit = BatchKit(url)
+    kit.migrate()
+    return kit
+
+
+def times(url: str) -> dict[int, int]:
+    """Count the items that were done so often; {1: all} is how it should be."""
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        found = connection.execute(select(item.c.times, func.count()).group_by(item.c.times)).all()
+    engine.dispose()
+    return {often: count for often, count in found}
+
+
+def main(url: str, fault: str = "") -> None:
+    """Work, until SIGTERM or until the fault."""
+    global _fault  # noqa: PLW0603  the process is the job's
+    _fault = fault
+    kit = BatchKit(url)
+    if fault != STOPS_BETWEEN_CHUNKS:
+        kit.work()
+        return
+
+    def watch(lease: Lease) -> None:
+        if lease.seq == 5:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    (run,) = kit.runs(job="count-items", limit=1)
+    with Stop() as stop, stopped_by_signals(stop):
+        kit.work_run(run.id, stop=stop, watch=watch)
+
+
+if __name__ == "__main__":
+    from tests.acceptance import app  # the module under its own name, so that the job is not one of __main__
+
+    app.main(*sys.argv[1:])

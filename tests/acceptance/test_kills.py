@@ -1,0 +1,187 @@
+"""Workers are killed, stopped and cut off from their database, and every item is done exactly once."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from batchkit import BatchKit, Run, RunState
+from tests.acceptance import app
+from tests.acceptance.workers import Worker, crew
+from tests.servers.postgres import PostgresServer
+from tests.waiting import eventually
+
+_KILLS = 50
+
+
+def _done(run: Run) -> int:
+    return run.refresh().progress.done
+
+
+def _moved(run: Run, *, beyond: int, workers: list[Worker]) -> int:
+    return eventually(
+        lambda: _done(run) > beyond and _done(run),
+        within=60,
+        message=lambda: f"nothing moves beyond {beyond}: {run}, {run.history()[-3:]}, {workers[-1].log()}",
+    )
+
+
+def _holder(run: Run, workers: list[Worker]) -> Worker | None:
+    for partition in run.partitions():
+        if partition.is_held and partition.worker is not None:
+            pid = int(partition.worker.rsplit(":", 1)[1])
+            return next((worker for worker in workers if worker.pid == pid and worker.is_alive), None)
+    return None
+
+
+def _check(run: Run, url: str, *, items: int, workers: list[Worker]) -> None:
+    eventually(
+        lambda: run.refresh().has_ended,
+        within=120,
+        message=lambda: f"{run}, {run.history()[-3:]}, {workers[-1].log()}",
+    )
+    assert (RunState.SUCCEEDED, items, items) == (run.state, run.progress.done, run.progress.total), run.error
+    assert {1: items} == app.times(url)
+
+
+@pytest.mark.timeout(600)
+def test_every_item_is_done_once_though_fifty_workers_are_killed_at_random_moments(
+    database_url: str, tmp_path: Path
+):
+    items = 40_000
+    seed = random.randrange(1 << 32)
+    chance = random.Random(seed)
+    print(f"seed {seed}")
+    kit = app.prepare(database_url, items=items)
+    with crew(database_url, tmp_path) as start:
+        run = app.count_items.start()
+        workers = [start(), start()]
+        done = kills = 0
+        while kills < _KILLS and not run.refresh().has_ended:
+            done = _moved(run, beyond=done, workers=workers)
+            time.sleep(chance.uniform(0, 0.05))  # not to wait for anything: the kill is to fall at any moment
+            holder = _holder(run, workers)
+            if holder is None:
+                continue
+            holder.signal(signal.SIGKILL)
+            holder.wait()
+            kills += 1
+            workers.remove(holder)
+            workers.append(start())
+        assert _KILLS == kills
+        _check(run, database_url, items=items, workers=workers)
+        assert run.progress.interruptions >= _KILLS
+    kit.close()
+
+
+@pytest.mark.timeout(180)
+def test_a_worker_stopped_past_its_lease_between_chunks_cannot_commit_when_it_goes_on(
+    database_url: str, tmp_path: Path
+):
+    _stop_and_go_on(database_url, tmp_path, app.STOPS_BETWEEN_CHUNKS)
+
+
+@pytest.mark.timeout(180)
+def test_a_worker_stopped_past_its_lease_in_a_chunk_loses_its_locks_and_its_chunk(postgres_url: str, tmp_path: Path):
+    # Not on SQLite: a process that is stopped inside a transaction keeps the whole file locked until it goes on.
+    _stop_and_go_on(postgres_url, tmp_path, app.STOPS_IN_CHUNK)
+
+
+def _stop_and_go_on(url: str, folder: Path, fault: str) -> None:
+    items = 3_000
+    kit = app.prepare(url, items=items)
+    with crew(url, folder) as start:
+        run = app.count_items.start()
+        sleeper = start(fault)
+        sleeper.wait_until_stopped()
+        committed = _done(run)
+        assert committed >= 40
+        second = start()
+        _moved(run, beyond=committed, workers=[second])
+        fence = run.partitions()[0].fence
+        assert fence >= 2
+        sleeper.signal(signal.SIGCONT)
+        _check(run, url, items=items, workers=[second, sleeper])
+        assert any("taken over" in change.reason or "ran out" in change.reason for change in run.history())
+    kit.close()
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_worker_after_the_chunk_in_flight_and_fails_nothing(
+    database_url: str, tmp_path: Path, number: signal.Signals
+):
+    items = 3_000
+    kit = app.prepare(database_url, items=items)
+    with crew(database_url, tmp_path) as start:
+        run = app.count_items.start()
+        worker = start()
+        _moved(run, beyond=100, workers=[worker])
+        worker.signal(number)
+        assert 0 == worker.wait()
+        assert (RunState.QUEUED, 0) == (run.refresh().state, run.progress.workers)
+        assert {1: run.progress.done, 0: items - run.progress.done} == app.times(database_url)
+        second = start()
+        _check(run, database_url, items=items, workers=[second])
+        assert 1 == run.progress.interruptions
+    kit.close()
+
+
+@pytest.mark.timeout(180)
+def test_a_database_that_restarts_in_the_middle_of_a_run_loses_and_doubles_nothing(
+    postgres_server: PostgresServer, postgres_url: str, tmp_path: Path
+):
+    items = 6_000
+    kit = app.prepare(postgres_url, items=items)
+    with crew(postgres_url, tmp_path) as start:
+        run = app.count_items.start()
+        workers = [start(), start()]
+        done = 0
+        for immediate in (True, False, True):
+            done = _moved(run, beyond=done + 500, workers=workers)
+            postgres_server.restart(immediate=immediate)
+        _check(run, postgres_url, items=items, workers=workers)
+        assert all(worker.is_alive for worker in workers)
+    kit.close()
+
+
+@pytest.mark.timeout(180)
+def test_connections_that_are_cut_again_and_again_lose_and_double_nothing(
+    postgres_server: PostgresServer, postgres_url: str, tmp_path: Path
+):
+    items = 6_000
+    name = postgres_url.rsplit("/", 1)[1]
+    cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
+    kit = app.prepare(postgres_url, items=items)
+    with crew(postgres_url, tmp_path) as start:
+        run = app.count_items.start()
+        workers = [start()]
+        done = 0
+        for _ in range(15):
+            if run.refresh().has_ended:
+                break
+            done = _moved(run, beyond=done, workers=workers)
+            with postgres_server.connect() as connection:
+                connection.execute(cut, (name,))
+        _check(run, postgres_url, items=items, workers=workers)
+    kit.close()
+
+
+@pytest.mark.timeout(60)
+def test_a_pause_gets_through_while_a_run_works_at_full_speed(database_url: str, tmp_path: Path):
+    kit: BatchKit = app.prepare(database_url, items=20_000)
+    with crew(database_url, tmp_path) as start:
+        run = app.count_items.start()
+        worker = start()
+        _moved(run, beyond=50, workers=[worker])
+        run.pause()
+        eventually(lambda: run.refresh().state is RunState.PAUSED, within=10, message=lambda: f"{run} {worker.log()}")
+        paused_at = run.progress.done
+        assert {1: paused_at, 0: 20_000 - paused_at} == app.times(database_url)
+        run.cancel()
+        assert RunState.CANCELLED == run.state
+    kit.close()

@@ -1,0 +1,1 @@
+"""Tests of slices: a kit on a real database, worked in this process."""

@@ -1,0 +1,61 @@
+"""A kit that works runs at once, and a ledger that chunks write into."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Column, Integer, MetaData, Table, create_engine, func, insert, select
+
+from batchkit import BatchKit, Chunk, batched
+from batchkit.queues import InlineQueue
+
+ledger = Table("ledger", MetaData(), Column("item", Integer, nullable=False))
+_names = itertools.count()
+
+
+class Ledger:
+    """The items that were done, as the database tells it."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = create_engine(url)
+        ledger.create(self.engine)
+
+    def items(self) -> list[int]:
+        """Give all items, in order."""
+        with self.engine.connect() as connection:
+            return list(connection.execute(select(ledger.c.item).order_by(ledger.c.item)).scalars())
+
+    def count(self) -> int:
+        """Count the items."""
+        with self.engine.connect() as connection:
+            return int(connection.execute(select(func.count()).select_from(ledger)).scalar_one())
+
+
+def write(chunk: Chunk[int]) -> None:
+    """Write a chunk's items into the ledger."""
+    chunk.connection.execute(insert(ledger), [{"item": item} for item in chunk])
+
+
+@pytest.fixture
+def kit(database_url: str) -> Iterator[BatchKit]:
+    """Give a kit on each database in turn."""
+    made = BatchKit(database_url, queue=InlineQueue())
+    made.migrate()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def done(database_url: str) -> Iterator[Ledger]:
+    """Give the ledger."""
+    made = Ledger(database_url)
+    yield made
+    made.engine.dispose()
+
+
+def job(source: Any, function: Callable[..., None], **options: Any) -> Any:  # noqa: ANN401
+    """Make a job with a name of its own."""
+    return batched(source, name=f"tests.job{next(_names)}", **options)(function)
