@@ -26,7 +26,8 @@ def page() -> str:
     rows = "\n".join(f"| {before} | {after} | {event} |" for (before, after), event in TRANSITIONS.items())
     return (
         f"{_HEAD}\n"
-        f"```mermaid\nstateDiagram-v2\n    [*] --> queued\n{edges}\n    succeeded --> [*]\n    cancelled --> [*]\n```\n\n"
+        f"```mermaid\nstateDiagram-v2\n    [*] --> queued\n{edges}\n"
+        f"    succeeded --> [*]\n    cancelled --> [*]\n```\n\n"
         f"| from | to | when |\n|---|---|---|\n{rows}\n\n"
         f"When several things are true at the moment that the last worker gives the run back, cancel beats the end of\n"
         f"the work, which beats pause.\n"

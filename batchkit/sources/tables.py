@@ -228,20 +228,17 @@ class _Rows(Generic[T]):
 
     def _pairs(self, found: Iterable[Row[Any]]) -> list[tuple[Any, Any]]:
         walk = self._walk
-        single = walk.width == 1
-        if len(walk.positions) == 1:
-            (position,) = walk.positions
-            pairs = [(row[0] if single else row, row[position]) for row in found]
-            missing = any(cursor is None for _, cursor in pairs)
-        else:
-            pairs = [(row[0] if single else row, tuple(row[at] for at in walk.positions)) for row in found]
-            missing = any(None in cursor for _, cursor in pairs)
-        if missing:
+        rows_ = list(found)
+        items: Iterable[Any] = [row[0] for row in rows_] if walk.width == 1 else rows_
+        # In columns and by C code: this is done to every row of every run.
+        columns = [[row[position] for row in rows_] for position in walk.positions]
+        if any(None in column for column in columns):
             raise InvalidSource(
                 f"a row has NULL in its key ({_names(walk.keys)}), so there is no way to go on behind it; "
                 f"use the key of a table that every row has, or leave such rows out with .where(...is_not(None))"
             )
-        return pairs
+        cursors: Iterable[Any] = columns[0] if len(columns) == 1 else zip(*columns, strict=True)
+        return list(zip(items, cursors, strict=True))
 
 
 class _BoundedRows(_Rows[T]):

@@ -7,10 +7,9 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.engine import RootTransaction
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.sql.base import Executable
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -118,7 +117,7 @@ class Database:
         text = " ".join(str(original).split())
         mend = (
             "make the file and its folder writable for this user"
-            if self.fault(original) is Fault.READ_ONLY
+            if original is not None and self.fault(original) is Fault.READ_ONLY
             else "see that it runs and that the address is right"
         )
         return DatabaseUnavailable(self.url, f"{text}; {mend}")
@@ -135,30 +134,39 @@ class Rendered:
         compiled = statement.compile(dialect=engine.dialect)  # type: ignore[attr-defined]
         assert isinstance(compiled, SQLCompiler)  # noqa: S101  SQLAlchemy types it as its base
         self._compiled = compiled
+        self._order = compiled.positiontup
+        self._constants = compiled.construct_params(_check=False)
+        # Only tests' clocks have values that must be asked for each time.
+        self._is_constant = not any(bind.callable for bind in compiled.binds.values())
         self.text = str(compiled)
 
     def values(self, values: Mapping[str, object]) -> Any:  # noqa: ANN401
         """Put *values* into the driver's form."""
-        named = self._compiled.construct_params(values, _check=False)
-        order = self._compiled.positiontup
-        return named if order is None else [named[name] for name in order]
+        constants = self._constants if self._is_constant else self._compiled.construct_params(_check=False)
+        named = {**constants, **values}
+        return named if self._order is None else [named[name] for name in self._order]
 
 
 class HeldConnection:
     """
-    The one connection that a slice holds, and the guard on its transaction.
+    The one connection that a slice holds, and the guard on its transactions.
 
-    The user's function writes through `connection`. Whatever it does to the transaction there, the transaction is
-    committed by `commit()` here, whole, or not at all.
+    The user's function writes through `connection`. Whatever it does to the transaction there, it is committed by
+    `commit()` here, whole, or not at all.
+
+    To SQLAlchemy the whole slice is one transaction; the driver is told of the real ones, a chunk each. That is
+    quicker, and it tells ours from what the function does: any begin, commit or rollback that SQLAlchemy hears of is
+    the function's.
     """
 
     def __init__(self, database: Database, run_id: str) -> None:
         self._database = database
         self._run_id = run_id
         self._connection: Connection | None = None
-        self._transaction: RootTransaction | None = None
-        self._is_ours = False
+        self._driver: Any = None  # Any: the drivers' connections have no common type
+        self._is_guarded = False
         self._torn: str | None = None
+        self._is_begun = False
         self._began_at = 0.0
         self._held_seconds = 0.0
         #: the wall clock when the transaction began
@@ -168,8 +176,13 @@ class HeldConnection:
     def connection(self) -> Connection:
         """The connection, in the transaction begun last."""
         if self._connection is None:
-            self._connection = self._open()
-        return self._connection
+            self._open()
+        return cast("Connection", self._connection)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a transaction was begun and neither committed nor rolled back."""
+        return self._is_begun
 
     def begin(self, *, idle: float) -> None:
         """
@@ -178,20 +191,19 @@ class HeldConnection:
         Raises:
             DatabaseUnavailable: the database cannot be reached, or its lock was not to be had.
         """
-        connection = self.connection
-        self._torn = None
-        with self._ours():
-            self._transaction = connection.begin()
+        if self._connection is None:
+            self._open()
         try:
-            self._database.dialect.begin(_driver(connection), lock_wait=None, idle=idle)
+            self._database.dialect.begin(self._driver, lock_wait=None, idle=idle)
         except self._database.driver_error as error:
             raise self._database.unavailable(error) from error
+        self._is_begun = True
         self._began_at = time.monotonic()
         self.began_at_epoch = time.time() + self._database.clock.shift()
 
     def execute(self, statement: Rendered, values: Mapping[str, object]) -> Any:  # noqa: ANN401
         """Send *statement* straight to the driver and give its first row, or None."""
-        cursor = _driver(self.connection).cursor()
+        cursor = self._driver.cursor()
         try:
             cursor.execute(statement.text, statement.values(values))
             return cursor.fetchone()
@@ -205,70 +217,76 @@ class HeldConnection:
         Raises:
             ChunkTorn: it did; what it wrote before may be committed or lost, and the chunk must not be counted.
         """
-        transaction = self._transaction
-        if self._torn is None and transaction is not None and transaction.is_active:
-            if self._database.dialect.is_in_transaction(_driver(self.connection)):
-                return
+        if self._torn is None and not self._database.dialect.is_in_transaction(self._driver):
             self._torn = "the function ended the transaction with a statement of its own (COMMIT, DDL, a script)"
-        raise self._error(self._torn or "the function ended the transaction")
+        if self._torn is not None:
+            raise self._error(self._torn)
 
     def commit(self) -> None:
         """Commit. A lost connection raises the driver's error, and whether it happened must be asked elsewhere."""
-        if self._transaction is not None:
-            with self._ours():
-                self._transaction.commit()
+        self._is_begun = False
+        self._driver.commit()
         self._breathe()
 
     def rollback(self) -> None:
         """Roll back; a connection that cannot do even that is thrown away."""
-        connection, self._transaction = self._connection, None
-        if connection is None:
+        self._is_begun = False
+        if self._connection is None:
             return
         try:
-            with self._ours():
-                if connection.in_transaction():
-                    connection.rollback()
-                if self._database.dialect.is_in_transaction(_driver(connection)):
-                    _driver(connection).rollback()
-        except (DBAPIError, self._database.driver_error):
+            if self._database.dialect.is_in_transaction(self._driver):
+                self._driver.rollback()
+        except self._database.driver_error:
             self.discard()
+        if self._torn is not None:
+            # SQLAlchemy's side of the transaction is spent; the next chunk gets another connection.
+            self.close()
         self._breathe()
 
     def discard(self) -> None:
         """Throw the connection away; the next use opens another."""
-        connection, self._connection, self._transaction = self._connection, None, None
+        connection = self._forget()
         if connection is not None:
-            with self._ours():
-                connection.invalidate()
-                connection.close()
+            connection.invalidate()
+            connection.close()
 
     def close(self) -> None:
         """Give the connection back to the pool, with nothing left open on it."""
-        self.rollback()
-        connection, self._connection = self._connection, None
+        if self._is_begun:
+            self.rollback()
+        connection = self._forget()
         if connection is not None:
-            with self._ours():
-                connection.close()
+            connection.close()
 
-    def _open(self) -> Connection:
+    def _open(self) -> None:
         connection = self._database.connect()
+        connection.begin()
         event.listen(connection, "begin", self._on_begin)
         event.listen(connection, "commit", self._on_commit)
         event.listen(connection, "rollback", self._on_rollback)
+        self._connection = connection
+        self._driver = _driver(connection)
+        self._torn = None
+        self._is_guarded = True
+
+    def _forget(self) -> Connection | None:
+        connection, self._connection, self._driver = self._connection, None, None
+        self._is_guarded = self._is_begun = False
+        self._torn = None
         return connection
 
     def _on_begin(self, _: Connection) -> None:
-        if not self._is_ours:
+        if self._is_guarded:
             self._torn = self._torn or "the function ended the transaction and began another"
             raise self._error(self._torn)
 
     def _on_commit(self, _: Connection) -> None:
-        if not self._is_ours:
+        if self._is_guarded:
             self._torn = "the function called commit() on the connection"
             raise self._error(self._torn)
 
     def _on_rollback(self, _: Connection) -> None:
-        if not self._is_ours:
+        if self._is_guarded:
             self._torn = "the function rolled the transaction back"
 
     def _error(self, what: str) -> ChunkTorn:
@@ -280,14 +298,6 @@ class HeldConnection:
                 "`with chunk.session.begin_nested():` (or `with chunk.connection.begin_nested():`)"
             ),
         )
-
-    @contextmanager
-    def _ours(self) -> Iterator[None]:
-        self._is_ours = True
-        try:
-            yield
-        finally:
-            self._is_ours = False
 
     def _breathe(self) -> None:
         if not self._database.dialect.has_one_writer or not self._began_at:

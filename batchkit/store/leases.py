@@ -288,4 +288,5 @@ def _lost(lease: Lease) -> LeaseLost:
 
 def _sqlite_moment(epoch: float) -> str:
     # SQLite's clock is this machine's, so the moment of taking its write lock can be told without asking it.
-    return datetime.fromtimestamp(epoch, tz=timezone.utc).strftime("%Y-%m-%d %H:%M:%S.%f")
+    moment = datetime.fromtimestamp(epoch, tz=timezone.utc).replace(tzinfo=None)
+    return moment.isoformat(sep=" ", timespec="microseconds")

@@ -78,7 +78,7 @@ class ChunkTransaction:
 
     def store_connection(self) -> Connection:
         """Give the connection to the store's own tables, in a transaction that commits with this one."""
-        if not self._is_joined and not self._held.connection.in_transaction():
+        if not self._held.is_begun:
             self._held.begin(idle=self._idle)
         return self._held.connection
 

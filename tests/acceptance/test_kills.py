@@ -49,13 +49,10 @@ def _check(run: Run, url: str, *, items: int, workers: list[Worker]) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_every_item_is_done_once_though_fifty_workers_are_killed_at_random_moments(
-    database_url: str, tmp_path: Path
-):
+def test_every_item_is_done_once_though_fifty_workers_are_killed_at_random_moments(database_url: str, tmp_path: Path):
     items = 40_000
     seed = random.randrange(1 << 32)
     chance = random.Random(seed)
-    print(f"seed {seed}")
     kit = app.prepare(database_url, items=items)
     with crew(database_url, tmp_path) as start:
         run = app.count_items.start()
@@ -72,9 +69,9 @@ def test_every_item_is_done_once_though_fifty_workers_are_killed_at_random_momen
             kills += 1
             workers.remove(holder)
             workers.append(start())
-        assert _KILLS == kills
+        assert _KILLS == kills, f"seed {seed}: {run}"
         _check(run, database_url, items=items, workers=workers)
-        assert run.progress.interruptions >= _KILLS
+        assert run.progress.interruptions >= _KILLS, f"seed {seed}"
     kit.close()
 
 

@@ -100,7 +100,7 @@ def test_stale_worker_against_new_owner_when_the_claim_comes_first(postgres_benc
     assert 0 == bench.store.leases.position(stale).seq
 
 
-@pytest.mark.parametrize("order", ["pause first", "finish first", "at once", "at once", "at once"])
+@pytest.mark.parametrize("order", ["pause first", "finish first", "at once", "at once again", "and again"])
 def test_pause_against_finish(bench: Bench, order: str):
     lease = bench.claim(bench.start())
 
@@ -125,7 +125,7 @@ def test_pause_against_finish(bench: Bench, order: str):
     assert (RunState.SUCCEEDED, None) == (record.state, record.requested)
 
 
-@pytest.mark.parametrize("order", ["cancel first", "finish first", "at once", "at once", "at once"])
+@pytest.mark.parametrize("order", ["cancel first", "finish first", "at once", "at once again", "and again"])
 def test_cancel_against_finish(bench: Bench, order: str):
     lease = bench.claim(bench.start())
 

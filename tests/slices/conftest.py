@@ -56,6 +56,6 @@ def done(database_url: str) -> Iterator[Ledger]:
     made.engine.dispose()
 
 
-def job(source: Any, function: Callable[..., None], **options: Any) -> Any:  # noqa: ANN401
+def job(source: Any, function: Callable[..., None], **options: Any) -> Any:
     """Make a job with a name of its own."""
     return batched(source, name=f"tests.job{next(_names)}", **options)(function)

@@ -228,9 +228,7 @@ def test_a_partition_that_is_final_cannot_be_claimed(bench: Bench):
     assert [1] == bench.store.leases.claimable_in(run_id)
 
 
-@pytest.mark.parametrize(
-    ("ask", "requested"), [(Request.PAUSE, RunState.PAUSED), (Request.CANCEL, RunState.CANCELLED)]
-)
+@pytest.mark.parametrize(("ask", "requested"), [(Request.PAUSE, RunState.PAUSED), (Request.CANCEL, RunState.CANCELLED)])
 def test_a_checkpoint_brings_back_what_was_requested_and_the_release_settles_it(
     bench: Bench, ask: Request, requested: RunState
 ):

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from sqlalchemy import text
 
 from batchkit.errors import IllegalTransition, LeaseLost
@@ -126,7 +133,7 @@ class Workers(RuleBasedStateMachine):
             return
         with self.bench.store.database.connect() as tx:
             rows = tx.execute(text("SELECT part, item FROM ledger ORDER BY part, item")).all()
-        partitions = [p for p in self.bench.store.runs.partitions(self.run_id)]
+        partitions = self.bench.store.runs.partitions(self.run_id)
         assert [(p.number, item) for p in partitions for item in range(p.done)] == [tuple(row) for row in rows]
         assert len(rows) == self.bench.store.runs.load(self.run_id).progress.done
 

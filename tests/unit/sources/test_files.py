@@ -184,5 +184,5 @@ def test_a_torn_last_line_is_refused_as_such_and_what_came_before_is_read(tmp_pa
     path.write_text('{"a": 1}\n{"a": ')
     ((item, after),) = json_lines(path).read(None, 1, NO_SESSION)
     assert {"a": 1} == item
-    with pytest.raises(InvalidSource, match="byte 9: .* is not JSON .*not written to its end"):
+    with pytest.raises(InvalidSource, match=r"byte 9: .* is not JSON .*not written to its end"):
         json_lines(path).read(after, 1, NO_SESSION)

@@ -49,7 +49,7 @@ def test_a_huge_span_takes_no_time():
 
 
 def test_until_is_included_and_keeps_the_fingerprint():
-    source: Any = items("abcde".split() * 5)
+    source: Any = items(["abcde"] * 5)
     assert 3 == len(_walk(source.until(2), limit=2))
     assert source.fingerprint() == source.until(2).fingerprint()
     assert source.upper(NO_SESSION) == 4

@@ -25,6 +25,7 @@ from sqlalchemy import (
     Table,
     UniqueConstraint,
     Uuid,
+    column,
     create_engine,
     delete,
     event,
@@ -32,7 +33,6 @@ from sqlalchemy import (
     insert,
     select,
     table,
-    column,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, joinedload, mapped_column, relationship
 
@@ -153,7 +153,9 @@ def test_core_selects_of_several_columns_give_rows_with_names(engine: Engine):
         assert [(i, i) for i in range(5)] == [(row.c, row.b) for row in found]
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
+@settings(
+    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+)
 @given(
     data=st.sets(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=25),
     down=st.tuples(st.booleans(), st.booleans()),
@@ -264,7 +266,7 @@ def test_a_count_that_takes_too_long_is_the_planners_estimate(postgres_url: str,
 @pytest.mark.parametrize(
     ("make", "mend"),
     [
-        (lambda: rows("SELECT 1", key=User.id), "takes a select"),  # type: ignore[call-overload]
+        (lambda: rows("SELECT 1", key=User.id), "takes a select"),
         (lambda: rows(select(User).limit(5), key=User.id), "LIMIT"),
         (lambda: rows(select(User).offset(5), key=User.id), "OFFSET"),
         (lambda: rows(select(User).order_by(User.name), key=User.id), "ORDER BY.*leave it out"),

@@ -1,0 +1,73 @@
+"""Print what batchkit costs: `python3 dev.py bench [--quick]`."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks import growth, safety
+from tests.servers.postgres import PostgresServer
+
+_WANTED = {
+    ("postgresql", 500): 1.07,
+    ("postgresql", 50): 1.25,
+    ("postgresql", 5): 1.30,
+    ("sqlite", 500): 1.05,
+}
+
+
+def main() -> None:
+    """Measure everything, on a PostgreSQL of our own and on SQLite."""
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the chunks, and no large runs")
+    quick = parser.parse_args().quick
+    packages = ("sqlalchemy", "psycopg")
+    print(f"Python {platform.python_version()}, {', '.join(f'{name} {version(name)}' for name in packages)}")
+    with tempfile.TemporaryDirectory() as folder, closing(PostgresServer()) as server:
+        server.start()
+        urls = [server.create_database("bench"), f"sqlite:///{Path(folder) / 'bench.db'}"]
+        print_safety(urls, chunks=200 if quick else 1000)
+        if not quick:
+            print_growth(urls)
+    print_import()
+
+
+def print_safety(urls: list[str], *, chunks: int) -> None:
+    """Print the cost of safety."""
+    print("\nms per chunk (medians of alternating blocks)   loop  batchkit  ratio  wanted")
+    for url in urls:
+        for chunk_size in (500, 50, 5):
+            found = safety.measure(url, chunk_size=chunk_size, chunks=chunks)
+            wanted = _WANTED.get((found.database, chunk_size))
+            label = f"{found.database}, {chunk_size} rows, {found.chunks} chunks"
+            limit = "" if wanted is None else f"{wanted:.2f}"
+            print(f"{label:45} {found.loop:6.2f} {found.batchkit:9.2f} {found.ratio:6.2f}  {limit:>6}")
+
+
+def print_growth(urls: list[str]) -> None:
+    """Print whether large runs cost more per chunk."""
+    print("\nruns of 500 rows a chunk                    ms per chunk  peak MB")
+    for url in urls:
+        for items in (20_000, 200_000, 2_000_000):
+            growth.prepare(url, items=items)
+            found = growth.measure(url, items=items)
+            label = f"{url.partition(':')[0].partition('+')[0]}, {items:,} items"
+            print(f"{label:45} {found.milliseconds:10.2f} {found.megabytes:8.1f}")
+
+
+def print_import() -> None:
+    """Print how long the import takes."""
+    program = "import time; t = time.perf_counter(); import batchkit; print(time.perf_counter() - t)"
+    times = [float(subprocess.check_output([sys.executable, "-c", program])) for _ in range(11)]
+    print(f"\nimport batchkit: {statistics.median(times) * 1000:.1f} ms (wanted: under 150)")
+
+
+if __name__ == "__main__":
+    main()

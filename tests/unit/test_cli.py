@@ -1,0 +1,532 @@
+"""The command line, called in this process; what signals do to it is in tests/acceptance."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from batchkit import BatchKit, Run
+from batchkit.cli import main
+
+APP = """\
+from __future__ import annotations
+
+import datetime as dt
+import enum
+from decimal import Decimal
+from typing import TYPE_CHECKING, Literal, Optional
+from uuid import UUID
+
+from batchkit import BatchKit, Chunk, Finish, batched, span
+
+if TYPE_CHECKING:
+    from somewhere import Unknown
+
+kit = BatchKit("sqlite:///app.db")
+no_kit = 42
+
+
+class Colour(enum.Enum):
+    RED = "r"
+    BLUE = 2
+
+
+def numbers(n: int, fails: bool = False):
+    return span(0, n)
+
+
+def total(finish: Finish, n: int, fails: bool) -> dict:
+    return {"sum": finish.carries[0]["sum"]}
+
+
+@batched(numbers, chunk_size=10, finish=total)
+def add(chunk: Chunk[int], n: int, fails: bool = False) -> None:
+    print("the job prints")
+    if fails and chunk[0] >= 20:
+        raise ValueError("no more than 20 [bold]today[/bold]")
+    chunk.carry["sum"] = chunk.carry.get("sum", 0) + sum(chunk)
+
+
+def typed(
+    s: str = "", i: int = 0, f: float = 0.0, b: bool = False, d: Decimal = Decimal(0), u: UUID = UUID(int=0),
+    date: dt.date = dt.date(2000, 1, 1), at: dt.datetime = dt.datetime(2000, 1, 1), old: Optional[int] = None,
+    new: str | None = None, which: Literal["a", 7] = "a", colour: Colour = Colour.RED, ids: list[int] = [],
+    plain="", unknown: Unknown = "",
+):
+    return span(0, 1)
+
+
+@batched(typed)
+def convert(
+    chunk, s="", i=0, f=0.0, b=False, d=Decimal(0), u=UUID(int=0), date=dt.date(2000, 1, 1),
+    at=dt.datetime(2000, 1, 1), old=None, new=None, which="a", colour=Colour.RED, ids=[], plain="", unknown="",
+):
+    pass
+
+
+def few(n: int):
+    return span(0, n)
+
+
+@batched(few, name="shop.orders.clean")
+def first(chunk: Chunk[int], n: int) -> None:
+    pass
+
+
+@batched(few, name="shop.users.clean")
+def second(chunk: Chunk[int], n: int) -> None:
+    pass
+"""
+
+RUN_SHAPE = [
+    "id",
+    "job",
+    "state",
+    "requested",
+    "params",
+    "queue",
+    "delivery",
+    "progress",
+    "result",
+    "error",
+    "waiting_reason",
+    "created_at",
+    "started_at",
+    "finished_at",
+]
+PROGRESS_SHAPE = [
+    "done",
+    "failed",
+    "total",
+    "total_is_estimate",
+    "percent",
+    "rate",
+    "eta_seconds",
+    "elapsed_seconds",
+    "workers",
+    "interruptions",
+    "chunk_size",
+]
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Batchkit = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # One file for all tests: jobs of the same names from another file would be other jobs.
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "cliapp.py").write_text(APP)
+    (folder / "two_kits.py").write_text(
+        "from batchkit import BatchKit\na = BatchKit('sqlite:///a.db')\nb = BatchKit('sqlite:///b.db')\n"
+    )
+    (folder / "no_kits.py").write_text("")
+    (folder / "wants_more.py").write_text("import not_installed_anywhere\n")
+    (folder / "fails.py").write_text("1 / 0\n")
+    return folder
+
+
+@pytest.fixture
+def batchkit(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Batchkit]:
+    """Call the command line in a folder with an app whose database has its tables."""
+    for name in [name for name in os.environ if name.startswith("BATCHKIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(home)
+    monkeypatch.syspath_prepend(home)
+
+    def call(*arguments: str, app: str | None = "cliapp:kit") -> Result:
+        # A call is a new process: it imports the app anew.
+        sys.modules.pop("cliapp", None)
+        monkeypatch.setattr(sys, "argv", ["batchkit", *(["-A", app] if app else []), *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return Result(int(ended.value.code or 0), printed.out, printed.err)
+
+    assert 0 == call("db", "upgrade").code
+    yield call
+    for database in home.glob("*.db*"):
+        database.unlink()
+
+
+def started(batchkit: Batchkit, *arguments: str) -> str:
+    """Start a run and give its id."""
+    return batchkit("start", *arguments).out.strip()
+
+
+# Finding the app
+
+
+def one_line_of(result: Result) -> str:
+    assert 2 == result.code
+    assert 1 == len(result.err.splitlines()), result.err
+    return result.err
+
+
+@pytest.mark.parametrize(
+    ("app", "said"),
+    [
+        ("nowhere:kit", "there is no module 'nowhere'"),
+        ("cliapp.inner:kit", "there is no module 'cliapp.inner'"),
+        ("cliapp.py:kit", "without .py"),
+        (
+            "wants_more:kit",
+            "importing wants_more failed: ModuleNotFoundError: No module named 'not_installed_anywhere'",
+        ),
+        ("fails:kit", "importing fails failed: ZeroDivisionError: division by zero"),
+        ("cliapp:app", "cliapp has no 'app'; name one of the kits there: cliapp:kit"),
+        ("cliapp:no_kit", "'no_kit' is no BatchKit but a int; name one of the kits there: cliapp:kit"),
+        ("two_kits", "name one of the kits there: two_kits:a, two_kits:b"),
+        ("no_kits", "there is no BatchKit in no_kits"),
+    ],
+)
+def test_an_app_that_is_not_there_is_told_on_one_line(batchkit: Batchkit, app: str, said: str):
+    assert said in one_line_of(batchkit("runs", app=app))
+
+
+def test_a_module_alone_stands_for_its_only_kit(batchkit: Batchkit):
+    assert 0 == batchkit("runs", app="cliapp").code
+
+
+def test_the_app_may_be_named_behind_the_command_or_in_the_environment(
+    batchkit: Batchkit, monkeypatch: pytest.MonkeyPatch
+):
+    id_ = started(batchkit, "cliapp.add", "n=1")
+
+    behind = batchkit("runs", "--json", "-A", "cliapp:kit", app=None)
+    monkeypatch.setenv("BATCHKIT_APP", "cliapp:kit")
+    named = batchkit("runs", "--json", app=None)
+
+    assert [id_] == [run["id"] for run in behind.json] == [run["id"] for run in named.json]
+
+
+def test_without_an_app_the_embedded_database_is_read(batchkit: Batchkit):
+    result = batchkit("runs", "--json", app=None)
+
+    assert (0, []) == (result.code, result.json)
+
+
+@pytest.mark.parametrize("command", [["run", "add"], ["start", "add"], ["work"], ["jobs"]])
+def test_commands_that_need_jobs_say_so_without_an_app(batchkit: Batchkit, command: list[str]):
+    assert "-A module:kit, or set BATCHKIT_APP" in one_line_of(batchkit(*command, app=None))
+
+
+def test_a_traceback_is_shown_on_demand_and_the_code_stays(batchkit: Batchkit):
+    result = batchkit("runs", "--traceback", app="fails:kit")
+
+    assert 2 == result.code
+    assert "fails.py" in result.err
+    assert "Traceback (most recent call last)" in result.err
+
+
+# The database
+
+
+def test_tables_that_are_not_there_are_told_on_one_line(batchkit: Batchkit, home: Path):
+    (home / "app.db").unlink()
+
+    assert "run `batchkit db upgrade`" in one_line_of(batchkit("runs"))
+
+
+def test_a_database_that_cannot_be_reached_is_told_on_one_line(batchkit: Batchkit, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("BATCHKIT_DATABASE_URL", "postgresql+psycopg://nobody:secret@127.0.0.1:1/nowhere")
+
+    said = one_line_of(batchkit("runs", app=None))
+
+    assert "cannot be used" in said
+    assert "secret" not in said
+
+
+def test_db_current_tells_both_versions(batchkit: Batchkit, home: Path):
+    wanted = batchkit("db", "current", "--json").json["wanted"]
+    (home / "app.db").unlink()
+
+    assert {"database": "sqlite:///app.db", "current": None, "wanted": wanted} == batchkit(
+        "db", "current", "--json"
+    ).json
+
+
+def test_db_sql_prints_the_statements(batchkit: Batchkit):
+    assert "CREATE TABLE batchkit_run" in batchkit("db", "sql").out
+
+
+# Jobs and their params
+
+
+def test_an_unknown_job_is_told_with_those_that_are_registered(batchkit: Batchkit):
+    said = one_line_of(batchkit("run", "subtract"))
+
+    assert "no job named 'subtract'" in said
+    assert "cliapp.add" in said
+
+
+def test_the_last_parts_of_a_name_do_where_one_job_only_ends_so(batchkit: Batchkit):
+    assert "several jobs are called 'clean'" in one_line_of(batchkit("start", "clean", "n=1"))
+    assert 0 == batchkit("start", "users.clean", "n=1").code
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ([], "needs the param 'n' (int)"),
+        (["n=1", "m=2"], "has no param 'm'; it takes (n: int, fails: bool = False)"),
+        (["n=many"], "the param 'n' is int: got 'many'"),
+        (["n=1", "fails=perhaps"], "the param 'fails' is bool: got 'perhaps' (it is true or false)"),
+        (["n=1", "n=2"], "the param 'n' is given twice"),
+        (["n"], "'n' is no param; write key=value"),
+        (["n:=["], "the param 'n' is given as JSON"),
+    ],
+)
+def test_params_that_do_not_fit_are_told_on_one_line(batchkit: Batchkit, params: list[str], said: str):
+    assert said in one_line_of(batchkit("start", "cliapp.add", *params))
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("s=a=b:=c", "a=b:=c"),
+        ("s=", ""),
+        ("i=-7", -7),
+        ("f=1e3", 1000.0),
+        ("b=yes", True),
+        ("b=off", False),
+        ("d=1.10", Decimal("1.10")),
+        ("u=12345678-1234-5678-1234-567812345678", UUID("12345678-1234-5678-1234-567812345678")),
+        ("date=2026-02-28", dt.date(2026, 2, 28)),
+        ("at=2026-02-28T12:00:00Z", dt.datetime(2026, 2, 28, 12, tzinfo=dt.timezone.utc)),
+        ("old=3", 3),
+        ("old=none", None),
+        ("new=none", "none"),
+        ("new:=null", None),
+        ("which=a", "a"),
+        ("which=7", 7),
+        ("ids:=[1, 2]", [1, 2]),
+        ("plain=1", "1"),
+        ("unknown=1", "1"),
+    ],
+)
+def test_a_value_is_read_by_the_annotation(batchkit: Batchkit, argument: str, value: object):
+    id_ = started(batchkit, "cliapp.convert", argument)
+
+    assert value == run_of(id_).params[argument.partition("=")[0].rstrip(":")]
+
+
+@pytest.mark.parametrize(("text", "name"), [("BLUE", "BLUE"), ("2", "BLUE"), ("r", "RED")])
+def test_an_enum_is_read_by_name_or_by_value(batchkit: Batchkit, text: str, name: str):
+    id_ = started(batchkit, "cliapp.convert", f"colour={text}")
+
+    assert name == batchkit("show", id_, "--json").json["params"]["colour"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("which=b", "(it is one of a, 7)"),
+        ("colour=green", "RED, BLUE"),
+        ("ids=1", "give it as JSON: ids:=..."),
+        ("d=x", "the param 'd' is Decimal: got 'x'"),
+        ("old=x", "the param 'old' is Optional[int]: got 'x'"),
+    ],
+)
+def test_a_value_of_another_type_is_told_on_one_line(batchkit: Batchkit, argument: str, said: str):
+    assert said in one_line_of(batchkit("start", "cliapp.convert", argument)).replace("int | None", "Optional[int]")
+
+
+def test_jobs_are_listed_with_their_params(batchkit: Batchkit):
+    by_name = {job["name"]: job for job in batchkit("jobs", "--json").json}
+
+    assert [
+        {"name": "n", "type": "int", "required": True, "default": None},
+        {"name": "fails", "type": "bool", "required": False, "default": False},
+    ] == by_name["cliapp.add"]["params"]
+    assert "cliapp.add" in batchkit("jobs").out
+
+
+# Runs
+
+
+def test_a_run_that_succeeds_ends_with_0_and_tells_its_result(batchkit: Batchkit):
+    result = batchkit("run", "add", "n=100")
+
+    assert 0 == result.code
+    assert "100 items done" in result.out
+    assert "{'sum': 4950}" in result.out
+
+
+def test_a_run_that_fails_ends_with_1_and_tells_the_error_and_how_it_goes_on(batchkit: Batchkit):
+    result = batchkit("run", "add", "n=100", "fails=true")
+
+    assert 1 == result.code
+    assert "ValueError: no more than 20 [bold]today[/bold]" in result.err
+    assert "batchkit -A cliapp:kit resume " in result.err
+    assert "Traceback" not in result.err
+
+
+def test_the_json_of_a_run_has_a_fixed_shape_and_stdout_to_itself(batchkit: Batchkit):
+    result = batchkit("run", "add", "n=100", "--json")
+
+    run = result.json
+    assert "the job prints" in result.err
+    assert RUN_SHAPE == list(run)
+    assert PROGRESS_SHAPE == list(run["progress"])
+    assert ("cliapp.add", "succeeded", {"n": 100, "fails": False}, {"sum": 4950}) == (
+        run["job"],
+        run["state"],
+        run["params"],
+        run["result"],
+    )
+    assert (100, 100, 100.0) == (run["progress"]["done"], run["progress"]["total"], run["progress"]["percent"])
+    assert dt.timedelta(0) == dt.datetime.fromisoformat(run["created_at"]).utcoffset()
+
+
+def test_the_json_of_a_failed_run_holds_the_error_and_show_adds_partitions_and_history(batchkit: Batchkit):
+    id_ = batchkit("run", "add", "n=100", "fails=true", "--json").json["id"]
+
+    run = batchkit("show", id_, "--json").json
+
+    assert [*RUN_SHAPE, "partitions", "history"] == list(run)
+    assert ["type", "message", "traceback", "partition", "cursor"] == list(run["error"])
+    assert ("ValueError", 0, "19") == (run["error"]["type"], run["error"]["partition"], run["error"]["cursor"])
+    assert [
+        "number",
+        "kind",
+        "state",
+        "cursor",
+        "done",
+        "failed",
+        "fence",
+        "worker",
+        "lease_expires_at",
+        "is_held",
+    ] == list(run["partitions"][0])
+    assert (20, 19) == (run["partitions"][0]["done"], run["partitions"][0]["cursor"])
+    assert ["at", "before", "after", "reason", "worker"] == list(run["history"][0])
+    assert ["queued", "running", "failed"] == [change["after"] for change in run["history"]]
+
+
+def test_show_tells_a_person_everything_with_the_traceback(batchkit: Batchkit):
+    id_ = batchkit("run", "add", "n=100", "fails=true", "--json").json["id"]
+
+    shown = batchkit("show", id_).out
+
+    for part in (id_, "20/100 (20.0 %)", "n=100 fails=True", "claimed", 'raise ValueError("no more than 20'):
+        assert part in shown
+
+
+def test_a_run_is_found_by_an_end_of_its_id(batchkit: Batchkit):
+    id_ = started(batchkit, "cliapp.add", "n=1")
+
+    assert id_ == batchkit("show", id_[-6:].upper(), "--json").json["id"]
+
+
+def test_a_part_of_an_id_that_is_too_short_or_of_several_or_of_none_is_told_on_one_line(batchkit: Batchkit):
+    first, second = (started(batchkit, "cliapp.add", "n=1") for _ in range(2))
+
+    several = one_line_of(batchkit("show", first[:4]))
+
+    assert first in several
+    assert second in several
+    assert "too short" in one_line_of(batchkit("show", first[-3:]))
+    assert "there is no run 'zzzz'" in one_line_of(batchkit("show", "zzzz"))
+    assert "there is no run" in one_line_of(batchkit("show", "z" * 26))
+
+
+def test_runs_are_listed_newest_first_and_filtered(batchkit: Batchkit):
+    waiting = started(batchkit, "cliapp.add", "n=1")
+    done = batchkit("run", "add", "n=1", "--json").json["id"]
+    other = started(batchkit, "users.clean", "n=1")
+
+    def ids(*options: str) -> list[str]:
+        return [run["id"] for run in batchkit("runs", "--json", *options).json]
+
+    assert [other, done, waiting] == ids()
+    assert [other] == ids("--limit", "1")
+    assert [done, waiting] == ids("--job", "add")
+    assert [other, waiting] == ids("--state", "queued")
+    assert [done] == ids("--state", "succeeded", "--state", "failed")
+    assert done in batchkit("runs").out
+
+
+def test_a_paused_run_is_resumed_and_worked_here(batchkit: Batchkit):
+    id_ = started(batchkit, "cliapp.add", "n=30")
+    assert "is paused" in batchkit("pause", id_).out
+
+    result = batchkit("resume", id_, "--json")
+
+    assert (0, "succeeded", 30) == (result.code, result.json["state"], result.json["progress"]["done"])
+
+
+def test_a_queued_run_is_worked_by_resume_as_it_is(batchkit: Batchkit):
+    id_ = started(batchkit, "cliapp.add", "n=30")
+
+    assert 0 == batchkit("resume", id_).code
+    assert "succeeded" == run_of(id_).state.value
+
+
+def test_resume_leaves_the_work_to_others_when_detached(batchkit: Batchkit):
+    id_ = started(batchkit, "cliapp.add", "n=30")
+    batchkit("pause", id_)
+
+    result = batchkit("resume", id_, "--detach")
+
+    assert (0, f"run {id_} is queued\n") == (result.code, result.out)
+    assert 0 == run_of(id_).progress.done
+
+
+def test_a_run_that_has_ended_is_not_resumed(batchkit: Batchkit):
+    id_ = started(batchkit, "cliapp.add", "n=30")
+    assert "cancelled" == batchkit("cancel", id_, "--json").json["state"]
+
+    assert f"run {id_} is cancelled" in one_line_of(batchkit("resume", id_))
+
+
+def test_watch_follows_the_newest_run_and_tells_how_it_ended(batchkit: Batchkit):
+    batchkit("run", "add", "n=30")
+    succeeded = batchkit("watch", "--json")
+    batchkit("run", "add", "n=30", "fails=1")
+    failed = batchkit("watch")
+
+    assert (0, "succeeded") == (succeeded.code, succeeded.json["state"])
+    assert 1 == failed.code
+    assert "failed: 20 items done" in failed.out
+
+
+def test_recover_tells_which_runs_wait(batchkit: Batchkit):
+    id_ = started(batchkit, "cliapp.add", "n=1")
+
+    assert {"settled": [], "woken": [id_]} == batchkit("recover", "--json").json
+
+
+def test_wrong_options_are_usage_errors(batchkit: Batchkit):
+    assert 2 == batchkit("runs", "--nonsense").code
+    assert 2 == batchkit("nonsense").code
+    assert 0 == batchkit("--help").code
+
+
+def run_of(id_: str) -> Run:
+    kit = BatchKit("sqlite:///app.db")
+    try:
+        return kit.run(id_)
+    finally:
+        kit.close()
