@@ -20,17 +20,7 @@ from batchkit.cli.working import run_with_bar
 DATABASE_URL = os.environ.get("BATCHKIT_DATABASE_URL", "sqlite:///batchkit-example.db")
 FILE = Path("batchkit-example-orders.csv")
 ORDERS = 50_000
-CUSTOMERS = [
-    "Zoë",
-    "Jürgen Groß",
-    "Ólafur",
-    "Ελένη",
-    "Ирина",
-    "山田太郎",
-    "O'Hara, Scarlett",
-    'Dwayne "The Rock"',
-    "👩‍🚀",
-]
+CUSTOMERS = ["Zoë", "Jürgen Groß", "Ελένη", "Ирина", "山田太郎", "O'Hara, Scarlett", 'Dwayne "The Rock"', "👩‍🚀"]
 NOTES = ["", "urgent", 'says "hello", twice', "ring the bell\nthen wait", "a;b|c\td", "\r\nleft at the door", '""']
 
 engine = create_engine(DATABASE_URL)

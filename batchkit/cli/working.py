@@ -85,7 +85,11 @@ def _tell_end(run: Run, again: str, *, done: int, seconds: float) -> None:
 
 
 def _interrupted(run: Run, again: str) -> None:
-    _say(f"run {run.id} is interrupted, {run.progress.done:,} items are done and kept. It goes on with:\n    {again}")
+    try:
+        done = f"{run.refresh().progress.done:,} items are done and kept"
+    except Exception:  # noqa: BLE001  the database may be away, which is why it was interrupted; no old number then
+        done = "what was committed is kept"
+    _say(f"run {run.id} is interrupted, {done}. It goes on with:\n    {again}")
 
 
 def _say(text: str) -> None:

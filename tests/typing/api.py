@@ -2,17 +2,108 @@
 
 from __future__ import annotations
 
-from batchkit import BatchKit, Chunk, batched, span
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+from sqlalchemy import Connection, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from typing_extensions import assert_type
+
+from batchkit import BatchKit, Chunk, Finish, Job, Progress, Run, RunState, batched, csv_rows, items, rows, span
+from batchkit.queues import InlineQueue, LocalQueue
 from batchkit.sources import Source
 
-kit = BatchKit("sqlite:///app.db")
+
+class Base(DeclarativeBase):
+    """Tables."""
 
 
-def numbers(limit: int) -> Source[int]:
-    return span(0, limit)
+class User(Base):
+    """A table."""
+
+    __tablename__ = "user"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    email: Mapped[str]
+    domain: Mapped[str]
 
 
-@batched(numbers, chunk_size=100)
-def count(chunk: Chunk[int], limit: int) -> None:
-    for number in chunk:
-        assert number < limit
+kit = BatchKit("sqlite:///app.db", queue=LocalQueue(processes=2), schema=None)
+inline = BatchKit(queue=InlineQueue())
+
+
+# rows() gives what the select gives, in SQLAlchemy 2.0 and 2.1 alike.
+assert_type(rows(select(User), key=User.id), Source[User])
+assert_type(rows(select(User.email), key=User.id), Source[str])
+assert_type(rows(select(User), key=(User.domain.desc(), User.id), follow=True), Source[User])
+assert_type(items(["a", "b"]), Source[str])
+assert_type(span(0, 10), Source[int])
+assert_type(csv_rows(Path("x.csv")), Source[dict[str, str]])
+
+
+def users(domain: str, limit: int = 10) -> Source[User]:
+    """Take users."""
+    return rows(select(User).where(User.domain == domain), key=User.id)
+
+
+def report(finish: Finish, domain: str, limit: int = 10) -> dict[str, int]:
+    """Finish."""
+    assert_type(finish.session, Session)
+    assert_type(finish.carries, Sequence[dict[str, object]])
+    return {domain: finish.done + limit}
+
+
+@batched(users, chunk_size=500, lease=timedelta(minutes=1), slice_time=30, queue="bulk", finish=report)
+def normalize(chunk: Chunk[User], domain: str, limit: int = 10) -> None:
+    """Change users."""
+    for user in chunk:
+        assert_type(user, User)
+        user.email = user.email.lower()[:limit] + domain
+    assert_type(chunk[0], User)
+    assert_type(chunk[1:], Sequence[User])
+    assert_type(len(chunk), int)
+    assert_type(chunk.session, Session)
+    assert_type(chunk.connection, Connection)
+    assert_type(chunk.carry, dict[str, object])
+    assert_type(chunk.should_stop, bool)
+
+
+assert_type(normalize.start("example.com"), Run)
+assert_type(normalize.start(domain="example.com", limit=5), Run)
+assert_type(normalize.delay(domain="example.com"), Run)
+assert_type(normalize(domain="example.com"), Run)
+assert_type(normalize.name, str)
+
+
+@batched(span(0, 1000))
+def count(chunk: Chunk[int]) -> None:
+    """Count."""
+    assert_type(sum(chunk), int)
+
+
+assert_type(count.start(), Run)
+any_job: Job[[], int] = count
+plain: Callable[[Chunk[int]], object] = count.function
+
+
+class Letters:
+    """A source of one's own needs read() and no more."""
+
+    def read(self, after: str | None, limit: int, session: Session) -> list[tuple[str, str]]:
+        """Read."""
+        return [("a", "a")]
+
+
+@batched(Letters())
+def spell(chunk: Chunk[str]) -> None:
+    """Spell."""
+    assert_type(chunk[0], str)
+
+
+run = kit.run("01")
+assert_type(run.progress, Progress)
+assert_type(run.progress.percent, "float | None")
+assert_type(run.state, RunState)
+assert_type(run.wait(timeout=5).pause().resume().cancel().rerun(), Run)
+assert_type(kit.runs(job="x", state="failed", limit=5), list[Run])
+assert_type(kit.runs(state=[RunState.QUEUED, "running"]), list[Run])

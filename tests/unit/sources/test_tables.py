@@ -66,7 +66,7 @@ metadata = MetaData()
 by_uuid = Table("by_uuid", metadata, Column("id", Uuid, primary_key=True))
 by_text = Table("by_text", metadata, Column("id", String(50), primary_key=True))
 by_time = Table("by_time", metadata, Column("id", DateTime(timezone=True), primary_key=True))
-by_decimal = Table("by_decimal", metadata, Column("id", Numeric(12, 3), primary_key=True))
+by_decimal = Table("by_decimal", metadata, Column("id", Numeric(12, 3), primary_key=True, autoincrement=False))
 pairs = Table(
     "pairs",
     metadata,

@@ -1,0 +1,77 @@
+"""
+Wrong uses, each of which both type checkers must find.
+
+The comments silence them; a comment that silences nothing is an error itself, to mypy and to pyright.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from batchkit import BatchKit, Chunk, Finish, batched, rows, span
+from batchkit.sources import Source
+
+
+class Base(DeclarativeBase):
+    """Tables."""
+
+
+class User(Base):
+    """A table."""
+
+    __tablename__ = "user"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    domain: Mapped[str]
+
+
+def users(domain: str) -> Source[User]:
+    """Take users."""
+    return rows(select(User).where(User.domain == domain), key=User.id)
+
+
+@batched(users)
+def good(chunk: Chunk[User], domain: str) -> None:
+    """Be right."""
+
+
+# A param that is missing, unknown, or of another type.
+good.start()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+good.start(name="x")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+good.start(domain=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+good(domain=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+good.delay("x", "y")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+# Items of another type than the source gives.
+@batched(users)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+def other_items(chunk: Chunk[int], domain: str) -> None:
+    """Take numbers."""
+
+
+@batched(span(10))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+def other_items_of_a_source(chunk: Chunk[str]) -> None:
+    """Take text."""
+
+
+# Other params than the source's.
+@batched(users)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+def other_param(chunk: Chunk[User], name: int) -> None:
+    """Take a name."""
+
+
+@batched(users)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+def no_param(chunk: Chunk[User]) -> None:
+    """Take nothing."""
+
+
+def wrong_finish(finish: Finish, domain: int) -> None:
+    """Finish."""
+
+
+# A finish of other params, an option of another type, and what is no source.
+batched(users, finish=wrong_finish)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+batched(users, chunk_size="5")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+batched(users, chunksize=5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+batched([1, 2, 3])  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+BatchKit(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
