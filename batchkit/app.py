@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from batchkit.control import Controls
-from batchkit.errors import InvalidDatabase, JobNotFound, RunFailed
+from batchkit.errors import DatabaseUnavailable, InvalidDatabase, JobNotFound, RunFailed
 from batchkit.job import JOBS, Definition, Registry, current_kit
 from batchkit.model import Lease, RunId
 from batchkit.queue import Queue
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from sqlalchemy import URL, Engine, MetaData
 
     from batchkit.store.transaction import SessionFactory
+
+_logger = logging.getLogger("batchkit")
 
 DATABASE_VARIABLE = "BATCHKIT_DATABASE_URL"
 EMBEDDED_DATABASE = "sqlite:///batchkit.db"
@@ -187,7 +190,10 @@ class BatchKit:
         """Sweep every few seconds until SIGTERM or SIGINT. Any number of supervisors at once is safe."""
         with Stop() as own, stopped_by_signals(stop or own) as stopping:
             while not stopping.requested:
-                self.recover()
+                try:
+                    self.recover()
+                except DatabaseUnavailable:
+                    _logger.warning("the database cannot be used; sweeping again later", exc_info=True)
                 stopping.wait(every)
 
     # Tables

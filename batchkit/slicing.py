@@ -166,7 +166,9 @@ class _Slice:
         except Exception as error:  # noqa: BLE001  the user's function may raise anything
             return self._fail(error)
         except BaseException as error:
-            self._give_back(f"stopped by {type(error).__name__}")
+            self._give_back(
+                f"interrupted: {self._around.stop.reason or type(error).__name__}, the chunk was rolled back"
+            )
             raise
 
     # The items

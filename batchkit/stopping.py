@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+#: A platform that signals every process of a group and a parent that hands its signal on reach a worker twice.
+_ONE_SIGNAL_SECONDS = 1.0
 _STOPPING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -69,16 +71,22 @@ def stopped_by_signals(stop: Stop) -> Iterator[Stop]:
     """
     Turn SIGTERM and SIGINT into a request to stop for the length of the block.
 
-    A second signal ends the chunk in flight, which is rolled back. Outside the main thread nothing is installed.
+    A second signal, a second or more after the first, ends the chunk in flight, which is rolled back. Outside the main
+    thread nothing is installed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
+    first_at = 0.0
+
     def on_signal(number: int, _: FrameType | None) -> None:
-        if stop.requested:
+        nonlocal first_at
+        if not stop.requested:
+            first_at = time.monotonic()
+            stop.request(signal.Signals(number).name)
+        elif time.monotonic() - first_at > _ONE_SIGNAL_SECONDS:
             raise KeyboardInterrupt
-        stop.request(signal.Signals(number).name)
 
     before = {number: signal.signal(number, on_signal) for number in _STOPPING_SIGNALS}
     try:

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import json
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,20 +101,12 @@ class _File:
         self._size = 0
         self.position = -1
 
-    def __del__(self) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file."""
-        stream = getattr(self, "_stream", None)
-        if stream is not None:
-            stream.close()
-            self._stream = None
-
     def at(self, offset: int) -> BinaryIO:
         """Give the open file, standing at *offset*."""
         if self._stream is None:
             self._stream = self._open()
+            # Not __del__: in a cycle, as an exception makes one, the stream would be collected first, with a warning.
+            weakref.finalize(self, self._stream.close)
             self._size = os.fstat(self._stream.fileno()).st_size
             self.position = -1
         if os.fstat(self._stream.fileno()).st_size != self._size:

@@ -22,7 +22,7 @@ from batchkit.store.tables import Tables, tables
 _LOCK_WAIT_SECONDS = 5.0
 _ONE_WRITER_LOCK_WAIT_SECONDS = 30.0
 #: On a database with one writer the lock is left free this long ...
-_BREATHER_SECONDS = 0.04
+_BREATHER_SECONDS = 0.05
 #: ... whenever one slice has held it for this long in all: else outside writers never find it free.
 _BREATHER_EVERY_SECONDS = 1.0
 
@@ -70,6 +70,22 @@ class Database:
                 yield connection
             except DBAPIError as error:
                 if self.fault(error) in (Fault.LOST, Fault.READ_ONLY):
+                    raise self.unavailable(error) from error
+                raise
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """
+        Open a connection on which each statement is a transaction of its own.
+
+        Raises:
+            DatabaseUnavailable: the database cannot be reached.
+        """
+        with self.connect() as connection:
+            try:
+                yield connection
+            except DBAPIError as error:
+                if self.fault(error) is Fault.LOST:
                     raise self.unavailable(error) from error
                 raise
 

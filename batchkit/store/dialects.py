@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import time
 from typing import Any, Protocol
 
 from sqlalchemy.engine import URL
@@ -15,6 +16,7 @@ DriverConnection = Any
 
 _SQLITE_AT_LEAST = (3, 35, 0)
 _SQLITE_BUSY_SECONDS = 30.0
+_SQLITE_LOOK_MILLISECONDS = 10
 
 
 class Fault(enum.Enum):
@@ -130,13 +132,39 @@ class Sqlite:
                 f"SQLite {sqlite3.sqlite_version} lacks UPDATE ... RETURNING; batchkit needs "
                 f"{'.'.join(map(str, _SQLITE_AT_LEAST))} or newer"
             )
-        driver.execute("PRAGMA journal_mode=WAL").fetchone()
+        gives_up_at = time.monotonic() + _SQLITE_BUSY_SECONDS
+        while True:
+            # The change to WAL needs the file for itself, and does not wait for it.
+            try:
+                driver.execute("PRAGMA journal_mode=WAL").fetchone()
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > gives_up_at:
+                    raise
+                time.sleep(_SQLITE_LOOK_MILLISECONDS / 1000)
+            else:
+                break
 
     def begin(self, driver: DriverConnection, *, lock_wait: float | None, idle: float) -> None:  # noqa: ARG002
-        """Take the write lock at once: a transaction that has read fails without waiting when it writes later."""
-        if lock_wait is not None:
-            driver.execute(f"PRAGMA busy_timeout = {int(lock_wait * 1000)}")
-        driver.execute("BEGIN IMMEDIATE")
+        """
+        Take the write lock at once: a transaction that has read fails without waiting when it writes later.
+
+        SQLite's own waiting looks every 0.1 s after a while, and would miss the moments at which a busy slice leaves
+        the lock free; we look more often.
+        """
+        import sqlite3  # noqa: PLC0415  some Pythons are built without it
+
+        gives_up_at = time.monotonic() + (_SQLITE_BUSY_SECONDS if lock_wait is None else lock_wait)
+        driver.execute(f"PRAGMA busy_timeout = {_SQLITE_LOOK_MILLISECONDS}")
+        while True:
+            try:
+                driver.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > gives_up_at:
+                    raise
+            else:
+                break
+        # The function's own statements wait for nothing: the lock is had.
+        driver.execute(f"PRAGMA busy_timeout = {int(_SQLITE_BUSY_SECONDS * 1000)}")
 
     def is_in_transaction(self, driver: DriverConnection) -> bool:
         """Tell by SQLite's own autocommit flag."""

@@ -42,12 +42,12 @@ class Leases:
         if not jobs:
             return []
         statement = self._statements.claimable(jobs=jobs, queues=queues, limit=limit)
-        with self._database.connect() as tx:
+        with self._database.reading() as tx:
             return [(RunId(run_id), number) for run_id, number in tx.execute(statement)]
 
     def claimable_in(self, run_id: RunId) -> list[int]:
         """Find partitions of one run that can be claimed now."""
-        with self._database.connect() as tx:
+        with self._database.reading() as tx:
             return list(tx.execute(self._statements.claimable_in(run_id)).scalars())
 
     def claim(self, run_id: RunId, number: int, *, worker: str, seconds: float) -> Lease | None:
@@ -142,7 +142,7 @@ class Leases:
 
     def position(self, lease: Lease) -> Position:
         """Read who holds the partition and how far it is, to learn whether a commit whose reply was lost happened."""
-        with self._database.connect() as tx:
+        with self._database.reading() as tx:
             row = tx.execute(self._statements.read_partition(lease.run_id, lease.number)).mappings().one()
         return Position(
             fence=row["fence"],

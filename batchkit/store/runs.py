@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping
 
-from batchkit.errors import RunNotFound
+from batchkit.errors import NotSerializable, RunNotFound
 from batchkit.model import NewRun, Partition, Progress, Range, RunError, RunId, RunRecord, Transition
 from batchkit.states import (
     FINAL,
@@ -192,7 +192,7 @@ class Runs:
 
     def unattended(self, *, limit: int, run_id: RunId | None = None) -> list[RunId]:
         """Find running runs, or the one asked for, that nobody holds a lease on."""
-        with self._database.connect() as tx:
+        with self._database.reading() as tx:
             return [RunId(found) for found in tx.execute(self._statements.unattended(limit, run_id)).scalars()]
 
     def settle_unattended(self, run_id: RunId) -> RunState:
@@ -204,7 +204,7 @@ class Runs:
 
     def waking(self, *, limit: int) -> list[tuple[RunId, str]]:
         """Find queued runs that could be worked now, with their queues."""
-        with self._database.connect() as tx:
+        with self._database.reading() as tx:
             return [(RunId(run_id), queue) for run_id, queue in tx.execute(self._statements.waking(limit))]
 
     # Reading
@@ -217,7 +217,7 @@ class Runs:
             RunNotFound: there is none with this id.
         """
         statement = self._statements.read_records().where(self._database.tables.run.c.id == run_id)
-        with self._database.connect() as tx:
+        with self._database.reading() as tx:
             row = tx.execute(statement).mappings().one_or_none()
         if row is None:
             raise RunNotFound(run_id)
@@ -233,19 +233,19 @@ class Runs:
             statement = statement.where(run.job == job)
         if states is not None:
             statement = statement.where(run.state.in_(states))
-        with self._database.connect() as tx:
+        with self._database.reading() as tx:
             return [_record(row) for row in tx.execute(statement).mappings()]
 
     def partitions(self, run_id: RunId) -> list[Partition]:
         """Read a run's partitions."""
-        with self._database.connect() as tx:
+        with self._database.reading() as tx:
             rows = tx.execute(self._statements.read_partitions(run_id)).mappings().all()
         return [
             Partition(
                 number=row["number"],
                 kind=row["kind"],
                 state=row["state"],
-                cursor=None if row["cursor"] is None else loads(row["cursor"]),
+                cursor=_cursor(row["cursor"]),
                 done=row["done"],
                 failed=row["failed"],
                 fence=row["fence"],
@@ -258,7 +258,7 @@ class Runs:
 
     def history(self, run_id: RunId) -> list[Transition]:
         """Read a run's changes of state, oldest first."""
-        with self._database.connect() as tx:
+        with self._database.reading() as tx:
             rows = tx.execute(self._statements.read_history(run_id)).mappings().all()
         return [
             Transition(
@@ -294,6 +294,14 @@ def _reason(after: RunState, reason: str) -> str:
     if after is RunState.SUCCEEDED:
         return "every item is done"
     return {RunState.PAUSED: "pause requested", RunState.CANCELLED: "cancel requested"}.get(after, reason)
+
+
+def _cursor(text: str | None) -> object:
+    try:
+        return None if text is None else loads(text)
+    except NotSerializable:
+        # A value of a type that this process has not imported; people still want to see where the partition is.
+        return text
 
 
 def _record(row: RowMapping) -> RunRecord:

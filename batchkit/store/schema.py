@@ -48,7 +48,7 @@ class Schema:
 
     def current(self) -> str | None:
         """Give the version of the tables; None where there are none, or where a user's own Alembic made them."""
-        with self._database.connect() as tx:
+        with self._database.reading() as tx:
             return self._version(tx)
 
     def head(self) -> str:
@@ -64,7 +64,7 @@ class Schema:
         """
         if self._is_known_to_fit:
             return
-        with self._database.connect() as tx:
+        with self._database.reading() as tx:
             found = self._version(tx)
             self._refuse_newer(found)
             if found is None:
