@@ -1,0 +1,92 @@
+"""What the documents say is there, is there; and what they show, runs."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import typer
+
+from batchkit import BatchKit
+from batchkit.cli import app
+
+_ROOT = Path(__file__).parents[2]
+_PAGES = [_ROOT / "README.md", *sorted((_ROOT / "docs").rglob("*.md"))]
+
+
+def _commands() -> list[str]:
+    group = typer.main.get_command(app)
+    names = []
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        names += [f"{name} {sub}" for sub in command.commands] if hasattr(command, "commands") else [name]
+    return names
+
+
+@pytest.mark.parametrize("command", _commands())
+def test_each_command_is_documented_and_has_help(command: str):
+    page = (_ROOT / "docs" / "cli.md").read_text()
+    assert re.search(rf"`{command}[ `]", page), f"docs/cli.md does not name {command}"
+
+
+@pytest.mark.parametrize("page", _PAGES, ids=lambda page: str(page.relative_to(_ROOT)))
+def test_links_lead_somewhere(page: Path):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", _PAGES, ids=lambda page: str(page.relative_to(_ROOT)))
+def test_files_that_are_named_exist(page: Path):
+    for name in re.findall(r"`((?:batchkit|docs|examples|tests|migrations)/[\w/.-]+)`", page.read_text()):
+        assert (_ROOT / name).exists(), f"{page.name} names {name}"
+
+
+@pytest.mark.parametrize("page", _PAGES, ids=lambda page: str(page.relative_to(_ROOT)))
+def test_python_in_the_documents_is_python(page: Path):
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        ast.parse(block)
+
+
+_MODELS = """
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+class Base(DeclarativeBase): ...
+class User(Base):
+    __tablename__ = "user"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    email: Mapped[str]
+    domain: Mapped[str]
+"""
+
+
+def test_the_readmes_app_works_as_it_is_written(tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch):
+    jobs, calls = re.findall(r"```python\n(.*?)```", (_ROOT / "README.md").read_text(), re.DOTALL)
+    package = tmp_path / "readme_app"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "models.py").write_text(_MODELS)
+    jobs = jobs.replace("app.models", "readme_app.models").replace("postgresql+psycopg://localhost/app", sqlite_url)
+    (package / "jobs.py").write_text(jobs)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("readme_app.jobs")
+    kit: BatchKit = module.kit
+    with closing(kit):
+        kit.migrate()
+        engine = kit._store.database.engine  # noqa: SLF001  the README's users have theirs
+        module.User.metadata.create_all(engine)
+        with engine.begin() as tx:
+            tx.execute(module.User.__table__.insert(), [{"id": 1, "email": "A@EXAMPLE.COM", "domain": "example.com"}])
+        exec(calls.replace("run.pause()", "run.pause().resume()"), vars(module))  # noqa: S102  our own README
+        assert 1 == module.normalize_emails(domain="example.com").progress.done
+    sys.modules.pop("readme_app.jobs")
+
+
+def test_each_decision_has_its_parts():
+    for page in (_ROOT / "docs" / "decisions").glob("*.md"):
+        text = page.read_text()
+        for part in ("**Status:**", "**Context.**", "**Decision.**", "**Consequences.**"):
+            assert part in text, f"{page.name} lacks {part}"
