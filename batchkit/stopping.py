@@ -71,8 +71,8 @@ def stopped_by_signals(stop: Stop) -> Iterator[Stop]:
     """
     Turn SIGTERM and SIGINT into a request to stop for the length of the block.
 
-    A second signal, a second or more after the first, ends the chunk in flight, which is rolled back. Outside the main
-    thread nothing is installed.
+    A second signal ends the chunk in flight, which is rolled back; a SIGTERM within a second of the first is the same
+    one. Outside the main thread nothing is installed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -85,7 +85,7 @@ def stopped_by_signals(stop: Stop) -> Iterator[Stop]:
         if not stop.requested:
             first_at = time.monotonic()
             stop.request(signal.Signals(number).name)
-        elif time.monotonic() - first_at > _ONE_SIGNAL_SECONDS:
+        elif number != signal.SIGTERM or time.monotonic() - first_at > _ONE_SIGNAL_SECONDS:
             raise KeyboardInterrupt
 
     before = {number: signal.signal(number, on_signal) for number in _STOPPING_SIGNALS}

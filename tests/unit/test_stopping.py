@@ -40,6 +40,13 @@ def test_the_same_signal_twice_at_once_is_one_and_a_later_one_ends_the_chunk(mon
         now = time.monotonic()
         monkeypatch.setattr(time, "monotonic", lambda: now + 2)
         with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_second_ctrl_c_ends_the_chunk_at_once():
+    with Stop() as stop, stopped_by_signals(stop):
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
 
