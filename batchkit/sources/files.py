@@ -98,7 +98,7 @@ class _File:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._stream: BinaryIO | None = None
-        self._size = 0
+        self._status = (0, 0)
         self.position = -1
 
     def at(self, offset: int) -> BinaryIO:
@@ -107,12 +107,13 @@ class _File:
             self._stream = self._open()
             # Not __del__: in a cycle, as an exception makes one, the stream would be collected first, with a warning.
             weakref.finalize(self, self._stream.close)
-            self._size = os.fstat(self._stream.fileno()).st_size
+            self._status = _status(self._stream)
             self.position = -1
-        if os.fstat(self._stream.fileno()).st_size != self._size:
-            raise InvalidSource(f"{self.path} changed its size while it was read; let it be written to the end first")
-        if offset > self._size:
-            raise InvalidSource(f"{self.path} ends at byte {self._size}, before the cursor at {offset}; it was changed")
+        if _status(self._stream) != self._status:
+            raise InvalidSource(f"{self.path} was changed while it was read; let it be written to the end first")
+        size, _ = self._status
+        if offset > size:
+            raise InvalidSource(f"{self.path} ends at byte {size}, before the cursor at {offset}; it was changed")
         if self.position != offset:
             self._stream.seek(offset)
             self.position = offset
@@ -146,6 +147,7 @@ class _Lines:
     """
 
     def __init__(self, file: _File, offset: int, dialect: _Dialect) -> None:
+        self._is_utf8 = codecs.lookup(dialect.encoding).name in ("utf-8", "utf-8-sig")
         self._file = file
         self._stream = file.at(offset)
         self._dialect = dialect
@@ -160,16 +162,14 @@ class _Lines:
             if b"\0" in content:
                 raise InvalidSource(f"{self._file.path}, byte {began}: the line has a NUL byte; it is no text")
             try:
-                yield content.decode(self._dialect.encoding, self._dialect.errors)
+                # Not as utf-8-sig, which would take a BOM away at the beginning of each line.
+                encoding = "utf-8" if self._is_utf8 else self._dialect.encoding
+                yield content.decode(encoding, self._dialect.errors)
             except UnicodeDecodeError as error:
                 raise InvalidSource(
                     f"{self._file.path}, byte {began + error.start}: {line[:_SHOWN]!r} is not {self._dialect.encoding} "
                     f'({error.reason}); give its encoding=..., or errors="replace"'
                 ) from error
-
-    @property
-    def _is_utf8(self) -> bool:
-        return codecs.lookup(self._dialect.encoding).name in ("utf-8", "utf-8-sig")
 
 
 class _CsvRows:
@@ -303,7 +303,22 @@ def _check_encoding(encoding: str, errors: str) -> None:
         )
 
 
+def _status(stream: BinaryIO) -> tuple[int, int]:
+    status = os.fstat(stream.fileno())
+    return status.st_size, status.st_mtime_ns
+
+
+def _is_blank_csv(line: bytes) -> bool:
+    # A line of spaces or delimiters is a record; only an empty one is skipped.
+    return not line.strip(b"\r\n")
+
+
+def _is_blank_json(line: bytes) -> bool:
+    return not line.strip()
+
+
 def _read_content(stream: BinaryIO, quotechar: bytes) -> _Content:
+    is_blank = _is_blank_csv if quotechar else _is_blank_json
     digest = hashlib.blake2b(digest_size=16)
     size = lines = 0
     has_quotes = False
@@ -311,6 +326,6 @@ def _read_content(stream: BinaryIO, quotechar: bytes) -> _Content:
         for line in line_block:
             digest.update(line)
             size += len(line)
-            lines += bool(line.strip())
+            lines += not is_blank(line)
             has_quotes = has_quotes or (bool(quotechar) and quotechar in line)
     return _Content(size=size, digest=digest.hexdigest(), lines=lines, has_quotes=has_quotes)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from sqlalchemy import (
     Column,
     Connection,
+    Engine,
+    Float,
     Integer,
+    Result,
     Row,
     Select,
+    String,
     Table,
     UniqueConstraint,
     and_,
@@ -22,6 +26,7 @@ from sqlalchemy import (
     or_,
     select,
     tuple_,
+    type_coerce,
 )
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.compiler import compiles
@@ -29,6 +34,8 @@ from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import ClauseElement, ColumnElement, UnaryExpression
 from sqlalchemy.sql.expression import Executable
 from sqlalchemy.sql.selectable import AliasedReturnsRows
+from sqlalchemy.types import NULLTYPE, TypeEngine
+from sqlalchemy.types import Enum as EnumType
 
 from batchkit.errors import InvalidSource
 from batchkit.sources.base import Estimate, Source
@@ -104,11 +111,12 @@ def rows(
 
 @dataclass(frozen=True)
 class _Key:
-    """One column of a key."""
+    """One column of a key. `compared` is the expression that cursors are values of."""
 
     expression: Any
     column: Column[Any]
     descending: bool
+    compared: Any
 
     @property
     def name(self) -> str:
@@ -124,17 +132,34 @@ class _Key:
         ordered: ColumnElement[Any] = self.expression.asc() if self.descending else self.expression.desc()
         return ordered
 
+    @property
+    def type(self) -> TypeEngine[Any]:
+        """The type of its cursors."""
+        kind: TypeEngine[Any] = self.compared.type
+        return kind
+
+    def as_stored(self) -> _Key:
+        """
+        Give the same key with the values that the database holds, not what SQLAlchemy makes of them.
+
+        SQLite keeps moments, UUIDs and decimals as text or floats, in more than one spelling. A value that was read and
+        is bound again may be spelled in another way, and then compares as before or behind its own row.
+        """
+        if isinstance(self.column.type, Integer | String) and not isinstance(self.column.type, EnumType):
+            return self
+        return replace(self, compared=type_coerce(self.expression, NULLTYPE))
+
     def behind(self, value: Any) -> ColumnElement[bool]:  # noqa: ANN401
-        compared: ColumnElement[bool] = self.expression < value if self.descending else self.expression > value
+        compared: ColumnElement[bool] = self.compared < value if self.descending else self.compared > value
         return compared
 
     def not_before(self, value: Any) -> ColumnElement[bool]:  # noqa: ANN401
-        compared: ColumnElement[bool] = self.expression <= value if self.descending else self.expression >= value
+        compared: ColumnElement[bool] = self.compared <= value if self.descending else self.compared >= value
         return compared
 
 
 class _Walk:
-    """A select with its key: the statements that read a part of it, built once."""
+    """A select with its key, and where it ends."""
 
     def __init__(
         self, selected: Select[Any], keys: tuple[_Key, ...], *, for_update: bool, until: tuple[Any, ...] | None = None
@@ -147,28 +172,38 @@ class _Walk:
         self.width = len(descriptions)
         self.is_orm = any(description.get("entity") is not None for description in descriptions)
         self.is_provably_unique = _is_one_table(selected)
-        base = selected if until is None else selected.where(~_behind(keys, until))
-        self._bounded = base
-        positions = None if self.is_orm else _positions(selected, keys)
-        if positions is None:
-            base = base.add_columns(*(key.expression for key in keys))
-            positions = list(range(self.width, self.width + len(keys)))
-        self.positions = tuple(positions)
-        ordered = base.order_by(*(key.order for key in keys)).limit(bindparam(_LIMIT, type_=Integer))
-        if for_update:
-            ordered = ordered.with_for_update(of=keys[0].column.table)
-        self.first = ordered
-        self.names = tuple(f"batchkit_after_{index}" for index in range(len(keys)))
-        binds = tuple(bindparam(name, type_=key.column.type) for name, key in zip(self.names, keys, strict=True))
-        self.next = ordered.where(_behind(keys, binds))
+        self._statements: dict[str, _Statements] = {}
+
+    def statements(self, bind: Engine | Connection) -> _Statements:
+        """Give the statements for a database, built once: SQLAlchemy then finds their text by the object."""
+        name = bind.dialect.name
+        if name not in self._statements:
+            keys = tuple(key.as_stored() for key in self.keys) if name == "sqlite" else self.keys
+            self._statements[name] = _Statements(self, keys)
+        return self._statements[name]
 
     def ending_at(self, until: tuple[Any, ...]) -> _Walk:
         return _Walk(self.selected, self.keys, for_update=self.for_update, until=until)
 
-    def keys_only(self) -> Select[Any]:
-        columns = (key.expression for key in self.keys)
-        narrowed: Select[Any] = self._bounded.with_only_columns(*columns, maintain_column_froms=True)
-        return narrowed
+
+class _Statements:
+    """The statements that read a part of a walk, for one kind of database."""
+
+    def __init__(self, walk: _Walk, keys: tuple[_Key, ...]) -> None:
+        base = walk.selected if walk.until is None else walk.selected.where(~_behind(keys, _bound(keys, walk.until)))
+        columns = [key.compared.label(f"batchkit_key_{index}") for index, key in enumerate(keys)]
+        self.keys_only: Select[Any] = base.with_only_columns(*columns, maintain_column_froms=True)
+        self.last = self.keys_only.order_by(None).order_by(*(key.reverse for key in keys)).limit(1)
+        positions = None if walk.is_orm else _positions(walk.selected, keys)
+        if positions is None:
+            base = base.add_columns(*columns)
+            positions = list(range(walk.width, walk.width + len(keys)))
+        self.positions = tuple(positions)
+        ordered = base.order_by(*(key.order for key in keys)).limit(bindparam(_LIMIT, type_=Integer))
+        self.first = ordered.with_for_update() if walk.for_update else ordered
+        self.names = tuple(f"batchkit_after_{index}" for index in range(len(keys)))
+        binds = tuple(bindparam(name, type_=key.type) for name, key in zip(self.names, keys, strict=True))
+        self.next = self.first.where(_behind(keys, binds))
 
 
 class _Rows(Generic[T]):
@@ -183,24 +218,26 @@ class _Rows(Generic[T]):
         walk = self._walk
         extra = 0 if walk.is_provably_unique else 1
         values: dict[str, Any] = {_LIMIT: limit + extra}
+        statements = walk.statements(session.get_bind(clause=walk.selected))
         if after is None:
-            statement = walk.first
+            statement = statements.first
         else:
-            statement = walk.next
-            values.update(zip(walk.names, _parts(after, walk.keys), strict=True))
-        found = self._fetch(statement, values, session)
-        pairs = self._pairs(found)
+            statement = statements.next
+            values.update(zip(statements.names, _parts(after, walk.keys), strict=True))
+        items, found = self._fetch(statement, values, session)
+        pairs = self._pairs(items, found, statements.positions)
         if extra:
             _check_neighbours(walk.keys, [cursor for _, cursor in pairs])
         return pairs[:limit]
 
     def count(self, session: Session) -> int:
         """Count the rows; where that takes PostgreSQL longer than a few seconds, take the planner's word for it."""
-        counted = select(func.count()).select_from(self._walk.keys_only().order_by(None).subquery())
         connection = session.connection()
+        keys = self._walk.statements(connection).keys_only
+        counted = select(func.count()).select_from(keys.subquery())
         if connection.dialect.name != "postgresql":
             return int(connection.execute(counted).scalar_one())
-        return _count_on_postgresql(connection, counted, self._walk.keys_only())
+        return _count_on_postgresql(connection, counted, keys)
 
     def identity(self) -> dict[str, Json]:
         """Describe the key, whose values cursors are."""
@@ -210,31 +247,41 @@ class _Rows(Generic[T]):
             "types": [_type_name(key.column) for key in self._walk.keys],
         }
 
-    def _fetch(self, statement: Select[Any], values: dict[str, Any], session: Session) -> Sequence[Row[Any]]:
-        bind = session.get_bind()
-        if not self._walk.is_orm and isinstance(bind, Connection):
+    def _fetch(
+        self, statement: Select[Any], values: dict[str, Any], session: Session
+    ) -> tuple[Sequence[Any], Sequence[Row[Any]]]:
+        """Give the items, which are what the select asks for, and the rows, which have the key as well."""
+        walk = self._walk
+        bind = session.get_bind(clause=walk.selected)
+        if not walk.is_orm and isinstance(bind, Connection):
             # The ORM has nothing to add to plain columns, and takes its time.
-            return bind.execute(statement, values).all()
+            result: Result[Any] = bind.execute(statement, values)
+        else:
+            result = session.execute(statement, values)
         if self._needs_unique:
-            return session.execute(statement, values).unique().all()
+            result = result.unique()
+        elif walk.width > 1 and len(result.keys()) > walk.width:
+            frozen = result.freeze()
+            return frozen().columns(*range(walk.width)).all(), frozen().all()
         try:
-            return session.execute(statement, values).all()
+            found = result.all()
         except InvalidRequestError as error:
-            if "unique()" not in str(error):
+            if "unique()" not in str(error) or self._needs_unique:
                 raise
             # Collections are loaded by a join, so that a row comes once for each member.
             self._needs_unique = True
-            return session.execute(statement, values).unique().all()
+            return self._fetch(statement, values, session)
+        return ([row[0] for row in found] if walk.width == 1 else found), found
 
-    def _pairs(self, found: Iterable[Row[Any]]) -> list[tuple[Any, Any]]:
-        walk = self._walk
-        rows_ = list(found)
-        items: Iterable[Any] = [row[0] for row in rows_] if walk.width == 1 else rows_
+    def _pairs(
+        self, items: Sequence[Any], found: Sequence[Row[Any]], positions: Sequence[int]
+    ) -> list[tuple[Any, Any]]:
         # In columns and by C code: this is done to every row of every run.
-        columns = [[row[position] for row in rows_] for position in walk.positions]
+        columns = [[row[position] for row in found] for position in positions]
         if any(None in column for column in columns):
+            names = _names(self._walk.keys)
             raise InvalidSource(
-                f"a row has NULL in its key ({_names(walk.keys)}), so there is no way to go on behind it; "
+                f"a row has NULL in its key ({names}), so there is no way to go on behind it; "
                 f"use the key of a table that every row has, or leave such rows out with .where(...is_not(None))"
             )
         cursors: Iterable[Any] = columns[0] if len(columns) == 1 else zip(*columns, strict=True)
@@ -246,14 +293,11 @@ class _BoundedRows(_Rows[T]):
 
     def upper(self, session: Session) -> Any:  # noqa: ANN401
         """Give the key of the last row that there is now."""
-        walk = self._walk
-        last = session.connection().execute(
-            walk.keys_only().order_by(None).order_by(*(key.reverse for key in walk.keys)).limit(1)
-        )
-        row = last.one_or_none()
+        connection = session.connection()
+        row = connection.execute(self._walk.statements(connection).last).one_or_none()
         if row is None:
             return None
-        return row[0] if len(walk.keys) == 1 else tuple(row)
+        return row[0] if len(self._walk.keys) == 1 else tuple(row)
 
     def until(self, upper: Any) -> Source[T]:  # noqa: ANN401
         """Give the same rows without those behind *upper*."""
@@ -265,23 +309,22 @@ def _behind(keys: Sequence[_Key], values: Sequence[Any]) -> ColumnElement[bool]:
     if len(keys) == 1:
         return keys[0].behind(values[0])
     if len({key.descending for key in keys}) == 1:
-        here = tuple_(*(key.expression for key in keys))
-        there = tuple_(
-            *(
-                value if isinstance(value, ClauseElement) else bindparam(None, value, type_=key.column.type)
-                for key, value in zip(keys, values, strict=True)
-            )
-        )
+        here = tuple_(*(key.compared for key in keys))
+        there = tuple_(*values)
         return here < there if keys[0].descending else here > there
     # Mixed directions have no comparison of their own. The first condition is implied, and lets an index be used.
     cases = [
         and_(
-            *(key.expression == value for key, value in zip(keys[:index], values[:index], strict=True)),
+            *(key.compared == value for key, value in zip(keys[:index], values[:index], strict=True)),
             keys[index].behind(values[index]),
         )
         for index in range(len(keys))
     ]
     return and_(keys[0].not_before(values[0]), or_(*cases))
+
+
+def _bound(keys: Sequence[_Key], values: Sequence[Any]) -> tuple[ColumnElement[Any], ...]:
+    return tuple(bindparam(None, value, type_=key.type) for key, value in zip(keys, values, strict=True))
 
 
 def _parts(cursor: Any, keys: Sequence[_Key]) -> tuple[Any, ...]:  # noqa: ANN401
@@ -303,7 +346,12 @@ def _key(part: KeyPart) -> _Key:
         raise InvalidSource(
             f"the key {part} is not a column of a table; give one, such as key=User.id, or a tuple of several"
         )
-    return _Key(expression=expression, column=column, descending=descending)
+    if isinstance(column.type, Float):
+        raise InvalidSource(
+            f"the key {part} is a floating-point number, which does not come back from a cursor exactly; "
+            f"use the primary key, or another key of whole numbers, text, moments or decimals"
+        )
+    return _Key(expression=expression, column=column, descending=descending, compared=expression)
 
 
 def _table_of(column: Column[Any]) -> Table | None:
@@ -386,7 +434,7 @@ def _is_one_table(selected: Select[Any]) -> bool:
 
 def _positions(selected: Select[Any], keys: Sequence[_Key]) -> list[int] | None:
     columns = list(selected.selected_columns)
-    found = [next((at for at, column in enumerate(columns) if column is key.column), None) for key in keys]
+    found = [next((at for at, column in enumerate(columns) if column is key.compared), None) for key in keys]
     return None if None in found else [at for at in found if at is not None]
 
 

@@ -25,6 +25,7 @@ from batchkit.errors import (
     RunFailed,
     RunNotFound,
     SourceChanged,
+    WaitTimeout,
 )
 from batchkit.job import JOBS
 from batchkit.queues import InlineQueue, LocalQueue
@@ -695,3 +696,14 @@ def test_a_bad_record_stops_the_run_there_and_after_mending_the_rest_is_done(
     assert run.error is not None
     assert InvalidSource.__name__ in run.error.type
     assert "byte 6" in run.error.message
+
+
+def test_wait_gives_the_run_at_its_end_and_says_so_when_it_takes_too_long(kit: BatchKit, done: Ledger):
+    assert RunState.SUCCEEDED == job(span(3), write).start().wait(timeout=5).state
+    local = BatchKit(kit._store.database.engine, queue=LocalQueue())  # noqa: SLF001  so that start() does not work it
+    waiting = job(span(3), write).start()
+    with pytest.raises(WaitTimeout, match=r"still queued after 0\.05 s"):
+        waiting.wait(timeout=0.05)
+    with Stop() as stop:
+        local.work_run(waiting.id, stop=stop)
+    assert waiting.wait().has_ended

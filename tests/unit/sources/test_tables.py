@@ -16,6 +16,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     Engine,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -299,3 +300,52 @@ def test_the_identity_names_key_direction_and_type():
         "key": ["users.name desc", "users.id asc"],
         "types": ["str", "int"],
     } == source.identity()
+
+
+def _spelled_otherwise() -> list[tuple[Table, list[str]]]:
+    """Give tables whose keys are stored in other spellings than SQLAlchemy's, as raw SQL and defaults store them."""
+    large = 2**53
+    return [
+        (by_time, [f"'2026-11-23 18:33:{i:02}'" for i in range(10)] + ["'2026-11-23 18:33:09.5'"]),
+        (by_uuid, [f"'00000000-0000-0000-0000-0000000000{i:02}'" for i in range(10)]),
+        (by_decimal, [str(large + i * 2) for i in range(10)] + ["3.123456789012", "3.123456789013"]),
+    ]
+
+
+@pytest.mark.parametrize("limit", [1, 3, 100])
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.filterwarnings("ignore:.*support Decimal objects natively")
+def test_keys_that_are_spelled_in_another_way_are_walked_without_gaps_or_repeats(
+    sqlite_url: str, limit: int, *, descending: bool
+):
+    engine = create_engine(sqlite_url)
+    metadata.create_all(engine)
+    for of, literals in _spelled_otherwise():
+        with engine.begin() as tx:
+            for literal in literals:
+                tx.exec_driver_sql(f"INSERT INTO {of.name} VALUES ({literal})")
+        source: Any = rows(select(of.c.id), key=of.c.id.desc() if descending else of.c.id)
+        with _reading(engine) as session:
+            bounded = source.until(source.upper(session))
+            assert len(literals) == bounded.count(session)
+            assert len(literals) == len(_walk(bounded, session, limit=limit))
+    engine.dispose()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_rows_are_as_wide_as_their_select_though_the_key_is_read_too(engine: Engine, count: int):
+    with engine.begin() as tx:
+        tx.execute(insert(pairs), [{"a": 1, "b": i, "c": i} for i in range(5)])
+        tx.execute(insert(User), [{"id": 1, "name": "n", "code": "1"}])
+    with _reading(engine) as session:
+        for row in _walk(rows(select(pairs.c.c, pairs.c.d), key=(pairs.c.a, pairs.c.b)), session, limit=count):
+            c, d = row
+            assert (c, d) == (row.c, row.d)
+        ((user, name),) = _walk(rows(select(User, User.name), key=User.code), session, limit=count)
+        assert (1, "n") == (user.id, name)
+
+
+def test_floating_point_keys_are_refused():
+    floats = Table("floats", MetaData(), Column("id", Float, primary_key=True))
+    with pytest.raises(InvalidSource, match="floating-point"):
+        rows(select(floats.c.id), key=floats.c.id)
