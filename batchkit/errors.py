@@ -152,6 +152,17 @@ class ChunkTorn(BatchkitError):
         super().__init__(f"run {run_id}: {what}, but a chunk's writes must commit together with its checkpoint. {mend}")
 
 
+class WriteInsideChunk(BatchkitError):
+    """Raised when a chunk's function starts or steers a run on SQLite, whose only write lock the chunk holds itself."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        super().__init__(
+            f"a chunk holds the only write lock of {url}, so starting, pausing or cancelling a run inside its function "
+            f"would wait for itself; do it outside the job, or use PostgreSQL"
+        )
+
+
 class DatabaseUnavailable(BatchkitError):
     """Raised when the database cannot be reached or written."""
 

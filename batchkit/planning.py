@@ -17,7 +17,7 @@ _ACCEPT = (
     "Deploy the code that it began with, or cancel it and start a new run (the key and kind of a source must not "
     "change while a run is unfinished)"
 )
-_RESTORE = "Put the content that it began with back and resume() it, or cancel it and start a new run"
+_RESTORE = "Put the content that it began with back and resume() it, or start a new run"
 
 
 def make_source(job: Definition, params: dict[str, object]) -> Source[Any]:

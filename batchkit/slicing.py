@@ -41,6 +41,7 @@ _DECLINE_SECONDS = 30.0
 _RECONNECT_SECONDS = 0.2
 #: How much the last chunk counts in the rate that is shown.
 _RATE_WEIGHT = 0.3
+_LONGEST_TEXT = 20_000
 
 
 class Stopping(Protocol):
@@ -153,23 +154,41 @@ class _Slice:
 
     def work(self) -> Outcome:
         try:
-            if self._lease.kind is PartitionKind.FINISH:
-                return self._with_faults(self._finish)
-            source, params = self._prepare()
-            return self._work_chunks(_Reading(source, Cursors(source), params))
+            return self._work()
         except LeaseLost as error:
             return self._lost(error)
-        except _Declined as declined:
-            return self._decline(declined)
-        except _Stopped:
-            return self._interrupt(str(self._around.stop.reason))
         except Exception as error:  # noqa: BLE001  the user's function may raise anything
-            return self._fail(error)
+            return self._end_after(error)
         except BaseException as error:
             self._give_back(
                 f"interrupted: {self._around.stop.reason or type(error).__name__}, the chunk was rolled back"
             )
             raise
+
+    def _work(self) -> Outcome:
+        if self._lease.kind is PartitionKind.FINISH:
+            return self._with_faults(lambda _: self._finish())
+        source, params = self._prepare()
+        return self._work_chunks(_Reading(source, Cursors(source), params))
+
+    def _end_after(self, error: Exception) -> Outcome:
+        """Give the partition back as *error* asks for; whatever goes wrong with that is for the lease to settle."""
+        try:
+            if isinstance(error, _Declined):
+                return self._decline(error)
+            if isinstance(error, _Stopped):
+                return self._interrupt(str(self._around.stop.reason))
+            if self._is_away(error):
+                self._held.discard()
+                return self._interrupt("the database was away, or its lock was not to be had")
+            return self._fail(error)
+        except LeaseLost as lost:
+            return self._lost(lost)
+        except Exception as failed:
+            if self._around.store.database.fault(failed) is None:
+                raise
+            _logger.warning("a lease was left to run out", extra={"run_id": self._lease.run_id}, exc_info=True)
+            return self._outcome(Ending.INTERRUPTED, error)
 
     # The items
 
@@ -180,7 +199,7 @@ class _Slice:
             raise _Declined(error) from error
         source = make_source(self._job, params)
         if not self._lease.is_planned:
-            self._with_faults(lambda: self._plan(source))
+            self._with_faults(lambda _: self._plan(source))
         try:
             check_identity(source, self._lease)
         except SourceChanged as error:
@@ -203,7 +222,7 @@ class _Slice:
                 return self._interrupt(str(self._around.stop.reason))
             if self._timer.is_lost:
                 raise self._lease_lost()
-            standing = self._with_faults(lambda: self._chunk(reading))
+            standing = self._with_faults(lambda attempt: self._chunk(reading, attempt))
             if standing is None:
                 break
             if not standing.goes_on:
@@ -213,7 +232,7 @@ class _Slice:
         self._around.store.leases.release(self._lease, is_exhausted=True, reason="every item is done")
         return self._outcome(Ending.EXHAUSTED)
 
-    def _chunk(self, reading: _Reading, attempt: int = 1) -> Standing | None:
+    def _chunk(self, reading: _Reading, attempt: int) -> Standing | None:
         self._timer.chunk_begins()
         began = time.perf_counter()
         transaction = self._open()
@@ -229,10 +248,10 @@ class _Slice:
             cursor = reading.cursors.write(pairs[-1][1])
             checkpoint = self._checkpoint(cursor, chunk, seconds=time.perf_counter() - began)
             moved, standing = transaction.checkpoint(self._around.store.leases, self._lease, checkpoint)
+            transaction.commit()
         except BaseException:
             transaction.rollback()
             raise
-        transaction.commit()
         self._moved_on(moved)
         return standing
 
@@ -264,7 +283,6 @@ class _Slice:
         self._items += lease.done - self._lease.done
         self._chunks += 1
         self._lease = lease
-        self._idle = lease.seconds
         self._cpu_at_checkpoint = time.process_time()
         self._timer.checkpointed()
         self._around.watch(lease)
@@ -299,26 +317,31 @@ class _Slice:
             ended = leases.finish(
                 transaction.store_connection(), self._lease, result=result, worker=self._around.worker
             )
+            if ended is None:
+                transaction.commit()
         except BaseException:
             transaction.rollback()
             raise
         if ended is not None:
             transaction.rollback()
             return self._yield_to(ended)
-        transaction.commit()
         return self._outcome(Ending.EXHAUSTED)
 
     # Faults of the database
 
-    def _with_faults(self, step: Callable[[], R]) -> R:
-        """Do *step* again after a fault that may pass; after a lost connection, find out first what was committed."""
+    def _with_faults(self, step: Callable[[int], R]) -> R:
+        """
+        Do *step* again after a fault that may pass; after a lost connection, find out first what was committed.
+
+        *step* is told the number of the attempt.
+        """
         for attempt in range(1, _TRIES + 1):
             try:
-                return step()
+                return step(attempt)
             except LeaseLost:
                 self._adopt_position()
             except Exception as error:
-                fault = self._around.store.database.fault(error)
+                fault = self._fault(error)
                 if fault not in (Fault.LOST, Fault.TRANSIENT) or attempt == _TRIES:
                     raise
                 _logger.warning(
@@ -335,6 +358,19 @@ class _Slice:
                 if self._around.stop.requested:
                     raise _Stopped from error
         raise self._lease_lost()
+
+    def _fault(self, error: Exception) -> Fault | None:
+        """Say what *error* means for our own connection: the function may have lost one of its own, elsewhere."""
+        fault = self._around.store.database.fault(error)
+        if fault is Fault.LOST and not (self._held.is_lost or self._is_ours(error)):
+            return None
+        return fault
+
+    def _is_away(self, error: Exception) -> bool:
+        return self._fault(error) is Fault.LOST or self._is_ours(error)
+
+    def _is_ours(self, error: Exception) -> bool:
+        return isinstance(error, DatabaseUnavailable) and error.url == self._around.store.database.url
 
     def _adopt_position(self) -> None:
         """
@@ -382,7 +418,7 @@ class _Slice:
         return self._outcome(Ending.REQUESTED)
 
     def _decline(self, declined: _Declined) -> Outcome:
-        reason = str(declined.error)
+        reason = _safe_text(declined.error)
         self._around.store.leases.release(
             self._lease, reason="left to a worker whose code fits", delay=_DECLINE_SECONDS, is_interrupt=False
         )
@@ -391,21 +427,14 @@ class _Slice:
         return self._outcome(Ending.DECLINED, declined.error)
 
     def _fail(self, error: Exception) -> Outcome:
-        if self._around.store.database.fault(error) is Fault.LOST or isinstance(error, DatabaseUnavailable):
-            self._held.discard()
-            self._give_back("interrupted: the database was away, or its lock was not to be had")
-            return self._outcome(Ending.INTERRUPTED, error)
         described = RunError(
             type=_type_name(error),
-            message=str(error),
-            traceback="".join(traceback.format_exception(error)),
+            message=_safe_text(error),
+            traceback=_safe_text("".join(traceback.format_exception(error))),
             partition=self._lease.number,
             cursor=self._lease.cursor,
         )
-        try:
-            self._around.store.leases.fail(self._lease, described, worker=self._around.worker)
-        except LeaseLost as lost:
-            return self._lost(lost)
+        self._around.store.leases.fail(self._lease, described, worker=self._around.worker)
         _logger.error("a run failed", extra={"run_id": self._lease.run_id, "job": self._job.name}, exc_info=error)
         return self._outcome(Ending.FAILED, error)
 
@@ -413,7 +442,14 @@ class _Slice:
         _logger.warning("a lease was lost", extra={"run_id": self._lease.run_id, "fence": self._lease.fence})
         # A process that was stopped used no CPU time meanwhile. One that did was kept from renewing by its own code.
         was_working = time.process_time() - self._cpu_at_checkpoint > self._lease.seconds / 2
-        if was_working and not self._timer.is_stuck:
+        if self._timer.is_stuck:
+            reason = (
+                f"a chunk behind the cursor {self._lease.cursor} took longer than chunk_timeout "
+                f"({self._job.options.chunk_timeout:g} s), so its lease ran out and its work was undone; "
+                f"make chunks smaller (chunk_size) or give them more time (chunk_timeout)"
+            )
+            self._quietly(lambda: self._around.store.runs.explain_waiting(self._lease.run_id, reason))
+        elif was_working:
             self._quietly(lambda: self._around.store.leases.lengthen(self._lease))
         return self._outcome(Ending.LOST, error)
 
@@ -452,6 +488,15 @@ class _Declined(Exception):
 
 def _read_carry(text: str) -> dict[str, object]:
     return cast("dict[str, object]", loads(text)) if text != "{}" else {}
+
+
+def _safe_text(value: object) -> str:
+    """Make text of an error that every database can store: some have none, or one with bytes that are no text."""
+    try:
+        text = str(value)
+    except Exception:  # noqa: BLE001  a broken __str__ must not hide that there was an error
+        text = f"a {type(value).__qualname__} whose text cannot be made"
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")[:_LONGEST_TEXT]
 
 
 def _type_name(error: BaseException) -> str:

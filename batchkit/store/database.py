@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.sql.base import Executable
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from batchkit.errors import ChunkTorn, DatabaseUnavailable, InvalidDatabase
+from batchkit.errors import ChunkTorn, DatabaseUnavailable, InvalidDatabase, WriteInsideChunk
 from batchkit.store.clock import Clock
 from batchkit.store.dialects import Dialect, Fault, dialect_named
 from batchkit.store.tables import Tables, tables
@@ -43,6 +44,8 @@ class Database:
         self.engine = database if isinstance(database, Engine) else _engine_for(database)
         self.dialect: Dialect = dialect_named(self.engine.dialect.name)
         self._is_checked = False
+        #: the threads that are inside a chunk's transaction
+        self.writing_threads: set[int] = set()
         if isinstance(database, Engine):
             self.dialect.engine_options(database.url)
         _drop_pool_in_children(self.engine)
@@ -60,6 +63,8 @@ class Database:
         Raises:
             DatabaseUnavailable: the database cannot be reached or written.
         """
+        if self.dialect.has_one_writer and threading.get_ident() in self.writing_threads:
+            raise WriteInsideChunk(self.url)
         wait = _ONE_WRITER_LOCK_WAIT_SECONDS if self.dialect.has_one_writer else _LOCK_WAIT_SECONDS
         with self.connect() as connection, connection.begin():
             try:
@@ -185,6 +190,8 @@ class HeldConnection:
         self._is_begun = False
         self._began_at = 0.0
         self._held_seconds = 0.0
+        #: whether the connection was found to be gone
+        self.is_lost = False
         #: the wall clock when the transaction began
         self.began_at_epoch = 0.0
 
@@ -214,6 +221,7 @@ class HeldConnection:
         except self._database.driver_error as error:
             raise self._database.unavailable(error) from error
         self._is_begun = True
+        self._database.writing_threads.add(threading.get_ident())
         self._began_at = time.monotonic()
         self.began_at_epoch = time.time() + self._database.clock.shift()
 
@@ -240,8 +248,8 @@ class HeldConnection:
 
     def commit(self) -> None:
         """Commit. A lost connection raises the driver's error, and whether it happened must be asked elsewhere."""
-        self._is_begun = False
         self._driver.commit()
+        self._is_begun = False
         self._breathe()
 
     def rollback(self) -> None:
@@ -249,11 +257,16 @@ class HeldConnection:
         self._is_begun = False
         if self._connection is None:
             return
+        if self._connection.closed:
+            # The function closed it: it was rolled back and is in the pool again, where others may have it already.
+            self._forget()
+            return
         try:
             if self._database.dialect.is_in_transaction(self._driver):
                 self._driver.rollback()
         except self._database.driver_error:
             self.discard()
+            self.is_lost = True
         if self._torn is not None:
             # SQLAlchemy's side of the transaction is spent; the next chunk gets another connection.
             self.close()
@@ -272,6 +285,10 @@ class HeldConnection:
             self.rollback()
         connection = self._forget()
         if connection is not None:
+            if self._database.dialect.has_one_writer:
+                # A result that the function has not read to its end would keep its snapshot on the pooled connection,
+                # and who gets that next would read the past.
+                connection.invalidate()
             connection.close()
 
     def _open(self) -> None:
@@ -284,6 +301,7 @@ class HeldConnection:
         self._driver = _driver(connection)
         self._torn = None
         self._is_guarded = True
+        self.is_lost = False
 
     def _forget(self) -> Connection | None:
         connection, self._connection, self._driver = self._connection, None, None
@@ -316,6 +334,7 @@ class HeldConnection:
         )
 
     def _breathe(self) -> None:
+        self._database.writing_threads.discard(threading.get_ident())
         if not self._database.dialect.has_one_writer or not self._began_at:
             return
         self._held_seconds += time.monotonic() - self._began_at

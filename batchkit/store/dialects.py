@@ -177,7 +177,7 @@ class Sqlite:
         original = _original(error)
         if not isinstance(original, sqlite3.OperationalError):
             return None
-        if "locked" in str(original):
+        if "is locked" in str(original):
             return Fault.TRANSIENT
         return Fault.READ_ONLY if "readonly" in str(original) else None
 
@@ -199,6 +199,8 @@ def dialect_named(name: str) -> Dialect:
 def _original(error: BaseException) -> BaseException | None:
     # Users wrap errors in their own; the chain is followed to the driver's.
     seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, DBAPIError):
+    known: set[int] = set()
+    while seen is not None and not isinstance(seen, DBAPIError) and id(seen) not in known:
+        known.add(id(seen))  # `raise error from error` makes a ring of the chain
         seen = seen.__cause__
     return seen.orig if isinstance(seen, DBAPIError) else error

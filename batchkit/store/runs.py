@@ -126,21 +126,29 @@ class Runs:
         return after
 
     def fail(self, tx: Connection, run_id: RunId, error: RunError, *, worker: str) -> RunState:
-        """Make the run, locked by *tx*, failed, unless it is not running any more; give its state."""
-        state: RunState = tx.execute(self._statements.read_run(run_id)).mappings().one()["state"]
+        """
+        Make the run, locked by *tx*, failed, unless it is not running any more; give its state.
+
+        One that a person has cancelled is cancelled; the error is kept all the same.
+        """
+        run = tx.execute(self._statements.read_run(run_id)).mappings().one()
+        state: RunState = run["state"]
         if state is not RunState.RUNNING:
             return state
+        ending = RunState.CANCELLED if run["requested"] is Request.CANCEL else RunState.FAILED
         self.change_state(
             tx,
             run_id,
             state,
-            RunState.FAILED,
-            reason=str(error),
+            ending,
+            reason=str(error)
+            if ending is RunState.FAILED
+            else f"cancel requested; the chunk in flight failed: {error}",
             worker=worker,
             error=json.dumps(asdict(error)),
-            **self._ending(RunState.FAILED),
+            **self._ending(ending),
         )
-        return RunState.FAILED
+        return ending
 
     def succeed(self, tx: Connection, run_id: RunId, *, result: str, worker: str) -> None:
         """Make the run, locked by *tx*, succeeded with what its `finish` returned."""

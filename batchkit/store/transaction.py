@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -11,6 +12,8 @@ from sqlalchemy.orm import Session
 from batchkit.model import Checkpoint, Lease, Standing
 from batchkit.store.database import Database, HeldConnection
 from batchkit.store.leases import Leases
+
+_logger = logging.getLogger("batchkit")
 
 SessionFactory: TypeAlias = Callable[..., Session]
 
@@ -65,11 +68,16 @@ class ChunkTransaction:
         self._held = held
         self._idle = idle
         self._is_joined = sessions.is_ours
-        if self._is_joined:
-            held.begin(idle=idle)
-            self.session = sessions.joined(held.connection)
-        else:
+        if not self._is_joined:
             self.session = sessions.apart()
+            return
+        held.begin(idle=idle)
+        try:
+            self.session = sessions.joined(held.connection)
+        except BaseException:
+            # The factory is the user's. Left open, the transaction would keep even us from recording what it raised.
+            held.rollback()
+            raise
 
     @property
     def connection(self) -> Connection:
@@ -90,6 +98,9 @@ class ChunkTransaction:
             ChunkTorn: it did not.
         """
         # The events that a session's own commit() would fire; what their listeners write belongs to the chunk.
+        while (nested := self.session.get_nested_transaction()) is not None:
+            # A savepoint that the function left open: a commit goes through it, so its end is ours to make.
+            nested.commit()
         self.session.dispatch.before_commit(self.session)
         self.session.flush()
         if self._is_joined:
@@ -109,11 +120,14 @@ class ChunkTransaction:
         """Commit; where the writes are in another database, they commit first, so that a crash between repeats them."""
         if not self._is_joined:
             self.session.commit()
-            self._held.commit()
-        else:
-            self._held.commit()
-            self.session.dispatch.after_commit(self.session)
-        self._end_session()
+        self._held.commit()
+        try:
+            if self._is_joined:
+                self.session.dispatch.after_commit(self.session)
+            self._end_session()
+        except Exception:
+            # The chunk is committed, and nothing that a listener raises changes that.
+            _logger.exception("after the commit of a chunk its session raised")
 
     def rollback(self) -> None:
         """Undo everything."""
