@@ -260,6 +260,7 @@ class HeldConnection:
         if self._connection.closed:
             # The function closed it: it was rolled back and is in the pool again, where others may have it already.
             self._forget()
+            self._breathe()
             return
         try:
             if self._database.dialect.is_in_transaction(self._driver):
@@ -278,6 +279,7 @@ class HeldConnection:
         if connection is not None:
             connection.invalidate()
             connection.close()
+        self._breathe()
 
     def close(self) -> None:
         """Give the connection back to the pool, with nothing left open on it."""
