@@ -6,16 +6,16 @@ import enum
 import logging
 import random
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from batchkit.chunk import Chunk, Finish
+from batchkit.describing import describe, safe_text
 from batchkit.errors import BatchkitError, DatabaseUnavailable, InvalidParams, LeaseLost, SourceChanged
 from batchkit.job import Definition
 from batchkit.lease_timer import LeaseTimer
-from batchkit.model import Checkpoint, Lease, Position, RunError, Standing
+from batchkit.model import Checkpoint, Lease, Position, Standing
 from batchkit.planning import (
     Cursors,
     bounded,
@@ -26,7 +26,7 @@ from batchkit.planning import (
 )
 from batchkit.sources.base import Source
 from batchkit.states import PartitionKind
-from batchkit.stopping import Deadline
+from batchkit.stopping import Deadline, Stopping
 from batchkit.store import ChunkTransaction, HeldConnection, Sessions, Store
 from batchkit.store.dialects import Fault
 from batchkit.values import dumps, loads
@@ -41,25 +41,6 @@ _DECLINE_SECONDS = 30.0
 _RECONNECT_SECONDS = 0.2
 #: How much the last chunk counts in the rate that is shown.
 _RATE_WEIGHT = 0.3
-_LONGEST_TEXT = 20_000
-
-
-class Stopping(Protocol):
-    """What a slice asks to learn whether it should stop."""
-
-    @property
-    def requested(self) -> bool:
-        """Whether it should."""
-        ...
-
-    @property
-    def reason(self) -> str | None:
-        """Why."""
-        ...
-
-    def wait(self, seconds: float) -> bool:
-        """Wait for *seconds* or until it should stop; say whether it should."""
-        ...
 
 
 class Ending(enum.Enum):
@@ -418,7 +399,7 @@ class _Slice:
         return self._outcome(Ending.REQUESTED)
 
     def _decline(self, declined: _Declined) -> Outcome:
-        reason = _safe_text(declined.error)
+        reason = safe_text(declined.error)
         self._around.store.leases.release(
             self._lease, reason="left to a worker whose code fits", delay=_DECLINE_SECONDS, is_interrupt=False
         )
@@ -427,13 +408,7 @@ class _Slice:
         return self._outcome(Ending.DECLINED, declined.error)
 
     def _fail(self, error: Exception) -> Outcome:
-        described = RunError(
-            type=_type_name(error),
-            message=_safe_text(error),
-            traceback=_safe_text("".join(traceback.format_exception(error))),
-            partition=self._lease.number,
-            cursor=self._lease.cursor,
-        )
+        described = describe(error, partition=self._lease.number, cursor=self._lease.cursor)
         self._around.store.leases.fail(self._lease, described, worker=self._around.worker)
         _logger.error("a run failed", extra={"run_id": self._lease.run_id, "job": self._job.name}, exc_info=error)
         return self._outcome(Ending.FAILED, error)
@@ -488,17 +463,3 @@ class _Declined(Exception):
 
 def _read_carry(text: str) -> dict[str, object]:
     return cast("dict[str, object]", loads(text)) if text != "{}" else {}
-
-
-def _safe_text(value: object) -> str:
-    """Make text of an error that every database can store: some have none, or one with bytes that are no text."""
-    try:
-        text = str(value)
-    except Exception:  # noqa: BLE001  a broken __str__ must not hide that there was an error
-        text = f"a {type(value).__qualname__} whose text cannot be made"
-    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")[:_LONGEST_TEXT]
-
-
-def _type_name(error: BaseException) -> str:
-    kind = type(error)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

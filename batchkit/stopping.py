@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -94,6 +94,24 @@ def stopped_by_signals(stop: Stop) -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class Stopping(Protocol):
+    """What a slice asks to learn whether it should stop."""
+
+    @property
+    def requested(self) -> bool:
+        """Whether it should."""
+        ...
+
+    @property
+    def reason(self) -> str | None:
+        """Why."""
+        ...
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for *seconds* or until it should stop; say whether it should."""
+        ...
 
 
 class Deadline:

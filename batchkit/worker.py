@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 
 from batchkit.job import Registry
 from batchkit.model import Lease, RunId
-from batchkit.slicing import Ending, Outcome, Stopping, Surroundings, work_slice
+from batchkit.slicing import Ending, Outcome, Surroundings, work_slice
 from batchkit.states import RunState
+from batchkit.stopping import Stopping
 from batchkit.store import Sessions, Store
 
 _logger = logging.getLogger("batchkit")

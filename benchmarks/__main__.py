@@ -41,7 +41,7 @@ def main() -> None:
 
 def print_safety(urls: list[str], *, chunks: int) -> None:
     """Print the cost of safety."""
-    print("\nms per chunk (medians of alternating blocks)   loop  batchkit  ratio  wanted")
+    print("\nms per chunk (medians of chunks in turn)       loop  batchkit  ratio  wanted")
     for url in urls:
         for chunk_size in (500, 50, 5):
             found = safety.measure(url, chunk_size=chunk_size, chunks=chunks)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import statistics
 import time
 from collections.abc import Iterator
@@ -28,10 +27,8 @@ from sqlalchemy import (
 
 from batchkit import BatchKit, Chunk, Job, batched, rows
 from batchkit.job import JOBS
-from batchkit.model import Lease, RunId
+from batchkit.model import Lease
 from batchkit.stopping import Stop
-
-_BLOCK = 20
 
 metadata = MetaData()
 item = Table(
@@ -46,7 +43,7 @@ bump = update(item).where(item.c.id.between(bindparam("low"), bindparam("high"))
 
 @dataclass(frozen=True)
 class Measured:
-    """Milliseconds per chunk, medians over all chunks of alternating blocks."""
+    """Milliseconds per chunk, medians over chunks that were worked in turn."""
 
     database: str
     chunk_size: int
@@ -72,23 +69,30 @@ def fill(engine: Engine, *, items: int) -> None:
 
 def measure(url: str, *, chunk_size: int, chunks: int) -> Measured:
     """
-    Work two tables' worth of chunks, block by block in turn: the loop's chunks first, then as many of ours.
+    Work chunks in turn within one slice: one of ours, then one of the loop's, and so on.
 
     Both read the same columns by key and send the same UPDATE through SQLAlchemy Core on the same driver.
     """
     engine = create_engine(url)
-    fill(engine, items=chunk_size * chunks)
+    fill(engine, items=chunk_size * (chunks + 1))
     kit = BatchKit(url)
     kit.migrate()
-
     run = kit.start_run_here(JOBS[job_of(chunk_size).name], "{}")
     ours: list[float] = []
     loops: list[float] = []
-    with engine.connect() as connection:
+    with engine.connect() as connection, Stop() as stop:
         loop = _loop(connection, chunk_size=chunk_size)
-        for _ in range(chunks // _BLOCK - 1):
-            loops += [next(loop) for _ in range(_BLOCK)][1:]
-            ours += _block(kit, run.id)
+        ours_began = time.perf_counter()
+
+        def watch(_: Lease) -> None:
+            nonlocal ours_began
+            ours.append(time.perf_counter() - ours_began)
+            loops.append(next(loop))
+            if len(ours) == chunks:
+                stop.request("enough was measured")
+            ours_began = time.perf_counter()
+
+        kit.work_run(run.id, stop=stop, watch=watch)
     run.refresh().cancel()
     kit.close()
     engine.dispose()
@@ -126,17 +130,3 @@ def _loop(connection: Connection, *, chunk_size: int) -> Iterator[float]:
         connection.execute(bump, {"low": found[0].id, "high": after})
         connection.commit()
         yield time.perf_counter() - began
-
-
-def _block(kit: BatchKit, run_id: RunId) -> list[float]:
-    """Work one block of the run and give the times of its chunks, but for the first, which waits for the claim."""
-    commits: list[float] = []
-
-    def watch(_: Lease) -> None:
-        commits.append(time.perf_counter())
-        if len(commits) == _BLOCK:
-            stop.request("end of the block")
-
-    with Stop() as stop:
-        kit.work_run(run_id, stop=stop, watch=watch)
-    return [after - before for before, after in itertools.pairwise(commits)]

@@ -44,6 +44,8 @@ class Sessions:
     """
 
     def __init__(self, database: Database, factory: SessionFactory | None) -> None:
+        # A scoped_session keeps one session for the thread; a chunk needs one of its own, made as the scope makes them.
+        factory = getattr(factory, "session_factory", factory)
         self._factory = factory
         self.is_ours = factory is None or _is_bound_to(factory, database.engine)
 

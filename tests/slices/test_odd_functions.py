@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from sqlalchemy import Connection, create_engine, event, insert, text
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from batchkit import BatchKit, Chunk, RunState, csv_rows, span
 from batchkit.errors import WriteInsideChunk
@@ -85,6 +85,25 @@ def test_a_session_factory_that_raises_fails_the_run(database_url: str, done: Le
         run = job(span(3), write).start()
     assert RunState.FAILED == run.state
     assert "no sessions today" in str(run.error)
+    engine.dispose()
+
+
+def test_a_scoped_session_makes_the_sessions_of_chunks_and_is_left_alone(database_url: str, done: Ledger):
+    engine = create_engine(database_url)
+    scope = scoped_session(sessionmaker(engine))
+    mine = scope()
+
+    def work(chunk: Chunk[int]) -> None:
+        assert chunk.session is not mine
+        chunk.session.execute(insert(ledger), [{"item": item} for item in chunk])
+
+    with closing(BatchKit(database_url, queue=InlineQueue(), session_factory=scope)) as kit:
+        kit.migrate()
+        run = job(span(30), work, chunk_size=10).start()
+    assert ("exactly-once", RunState.SUCCEEDED) == (run.delivery, run.state), run.error
+    assert list(range(30)) == done.items()
+    assert scope() is mine
+    scope.remove()
     engine.dispose()
 
 
