@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Collection
 
-from batchkit.errors import BatchkitError
 from batchkit.model import RunId
 from batchkit.stopping import Stop
 from batchkit.store import Store
@@ -58,9 +57,8 @@ def work_until_stopped(
             if worker.work_next(queues=queues, stop=stop) is None:
                 stop.wait(_POLL_SECONDS)
             backoff = _POLL_SECONDS
-        except Exception as error:
-            if not isinstance(error, BatchkitError) and store.database.fault(error) is None:
-                raise
-            _logger.warning("the database cannot be used; trying again", extra={"seconds": backoff}, exc_info=True)
+        except Exception:
+            # Whatever it is, other runs must not wait for it to be mended: the lease of the one it hit runs out.
+            _logger.exception("a worker could not work; trying again", extra={"seconds": backoff})
             stop.wait(backoff)
             backoff = min(backoff * 2, _LONGEST_BACKOFF_SECONDS)
