@@ -306,7 +306,7 @@ def _spelled_otherwise() -> list[tuple[Table, list[str]]]:
     """Give tables whose keys are stored in other spellings than SQLAlchemy's, as raw SQL and defaults store them."""
     large = 2**53
     return [
-        (by_time, [f"'2026-11-23 18:33:{i:02}'" for i in range(10)] + ["'2026-11-23 18:33:09.5'"]),
+        (by_time, [f"'2026-11-23 18:33:{i:02}'" for i in range(10)] + ["'2026-11-23 18:33:09.500'"]),
         (by_uuid, [f"'00000000-0000-0000-0000-0000000000{i:02}'" for i in range(10)]),
         (by_decimal, [str(large + i * 2) for i in range(10)] + ["3.123456789012", "3.123456789013"]),
     ]
