@@ -11,7 +11,7 @@ from batchkit.queue import Queue
 from batchkit.run import Run
 from batchkit.states import RunState
 from batchkit.store import Sessions, Store
-from batchkit.sweep import wake
+from batchkit.sweep import wake_run
 
 _EXACTLY_ONCE = "exactly-once"
 _AT_LEAST_ONCE = "at-least-once"
@@ -76,7 +76,7 @@ class Controls:
     def resume(self, run_id: RunId) -> None:
         """Let a paused or failed run go on."""
         if self._store.runs.resume(run_id) is RunState.QUEUED:
-            wake(self._queue, run_id, self._store.runs.load(run_id).queue)
+            wake_run(self._store, self._queue, run_id)
 
     def partitions(self, run_id: RunId) -> Sequence[Partition]:
         """Read a run's partitions."""
@@ -88,5 +88,5 @@ class Controls:
 
     def _start(self, new: NewRun) -> Run:
         self._store.runs.create(new)
-        wake(self._queue, new.id, new.queue)
+        wake_run(self._store, self._queue, new.id)
         return self.run(new.id)

@@ -218,4 +218,26 @@ class NewRun:
     queue: str
     delivery: str
     rerun_of: RunId | None = None
+    #: names the message that starts the run, so that a copy of the message joins it
+    start_key: str | None = None
+    #: that message, as its queue writes it down
+    message: str | None = None
     id: RunId = field(default_factory=new_run_id)
+
+
+@dataclass(frozen=True, slots=True)
+class WakeUp:
+    """What a queue's message says: a partition of a run waits for a worker."""
+
+    run_id: RunId
+    partition: int
+    #: only the partition's newest wake-up lets a worker claim, and only once
+    number: int
+    job: str
+    params: str
+    queue: str
+    #: the message that started the run, as its queue wrote it down; None where `start()` did
+    message: str | None
+    #: since when it waits, and the moment of asking, by the database's clock
+    due_at: datetime
+    asked_at: datetime

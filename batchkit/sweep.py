@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from batchkit.model import RunId
+from batchkit.model import RunId, WakeUp
 from batchkit.queue import Queue
 from batchkit.store import Store
 
@@ -23,23 +24,40 @@ class Swept:
 
 def sweep(store: Store, queue: Queue) -> Swept:
     """
-    Settle the running runs that have no live lease, then wake workers up for each queued run.
+    Settle the running runs that have no live lease, then wake workers up for what has waited too long.
 
-    Any number of sweeps at once is safe: changes are made under the run's lock, and a wake-up too many finds nothing.
+    Any number of sweeps at once is safe: changes are made under the run's lock, each message is sent by one of them,
+    and a wake-up too many finds nothing.
     """
     settled = tuple(store.runs.unattended(limit=_AT_ONCE))
     for run_id in settled:
         state = store.runs.settle_unattended(run_id)
         _logger.info("a run had no live lease", extra={"run_id": run_id, "state": state.value})
-    woken = tuple(run_id for run_id, name in store.runs.waking(limit=_AT_ONCE) if wake(queue, run_id, name))
-    return Swept(settled=settled, woken=woken)
+    sent = [wake_up for wake_up in _to_send(store, queue) if wake(queue, wake_up)]
+    return Swept(settled=settled, woken=tuple(dict.fromkeys(wake_up.run_id for wake_up in sent)))
 
 
-def wake(queue: Queue, run_id: RunId, name: str) -> bool:
-    """Wake a worker up; a queue that cannot is logged, since the run is safe in the store and the next sweep tries."""
+def wake(queue: Queue, wake_up: WakeUp) -> bool:
+    """Wake a worker up; a queue that cannot is logged, since the run is safe in the store and a later sweep tries."""
     try:
-        queue.wake(run_id, queue=name)
+        queue.wake(wake_up)
     except Exception:
-        _logger.exception("no worker could be woken up; the next sweep tries again", extra={"run_id": run_id})
+        _logger.exception("no worker could be woken up; a later sweep tries again", extra={"run_id": wake_up.run_id})
         return False
     return True
+
+
+def wake_run(store: Store, queue: Queue, run_id: RunId, *, partition: int | None = None) -> None:
+    """Wake workers up for what waits of a run that was just made workable."""
+    for wake_up in store.runs.waiting(run_id, partition=partition):
+        wake(queue, wake_up)
+
+
+def _to_send(store: Store, queue: Queue) -> Iterator[WakeUp]:
+    if not queue.keeps_messages:
+        yield from store.runs.all_waiting(limit=_AT_ONCE)
+        return
+    yield from (wake_up for wake_up in store.runs.overdue(limit=_AT_ONCE) if store.runs.take_resend(wake_up))
+    for wake_up in store.runs.unannounced(limit=_AT_ONCE):
+        if store.runs.take_announcement_resend(wake_up):
+            yield wake_up

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from batchkit.model import RunId
+from batchkit.model import WakeUp
 from batchkit.stopping import Stop
 from batchkit.worker import Worker
 
@@ -15,6 +15,7 @@ class InlineQueue:
     """
 
     crosses_processes = False
+    keeps_messages = False
 
     def __init__(self) -> None:
         self._worker: Worker | None = None
@@ -23,10 +24,10 @@ class InlineQueue:
         """Work runs with *worker*; the kit does this."""
         self._worker = worker
 
-    def wake(self, run_id: RunId, *, queue: str) -> None:  # noqa: ARG002  all queues are this process
+    def wake(self, wake_up: WakeUp) -> None:
         """Work the run until it ends or somebody else holds what is left of it."""
         if self._worker is None:
             message = "give the queue to a kit first: BatchKit(..., queue=InlineQueue())"
             raise RuntimeError(message)
         with Stop() as stop:
-            self._worker.work_run(run_id, stop=stop, waits_for_others=False)
+            self._worker.work_run(wake_up.run_id, stop=stop, waits_for_others=False)

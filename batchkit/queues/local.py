@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Collection
 
-from batchkit.model import RunId
+from batchkit.model import WakeUp
 from batchkit.stopping import Stop
 from batchkit.store import Store
 from batchkit.sweep import sweep
@@ -28,6 +28,7 @@ class LocalQueue:
     """
 
     crosses_processes = True
+    keeps_messages = False
 
     def __init__(self, processes: int = 1) -> None:
         if type(processes) is not int or processes < 1:
@@ -35,7 +36,7 @@ class LocalQueue:
             raise ValueError(message)
         self.processes = processes
 
-    def wake(self, run_id: RunId, *, queue: str) -> None:
+    def wake(self, wake_up: WakeUp) -> None:
         """Do nothing: the row in the database is the wake-up."""
 
 

@@ -50,11 +50,14 @@ class Leases:
         with self._database.reading() as tx:
             return list(tx.execute(self._statements.claimable_in(run_id)).scalars())
 
-    def claim(self, run_id: RunId, number: int, *, worker: str, seconds: float) -> Lease | None:
+    def claim(
+        self, run_id: RunId, number: int, *, worker: str, seconds: float, wake_no: int | None = None
+    ) -> Lease | None:
         """
         Take a partition for *seconds*, under a new fence; None when somebody else holds it or it is not workable.
 
-        *worker* is shown to people; what decides is a random token made here.
+        *worker* is shown to people; what decides is a random token made here. With *wake_no*, also None unless that is
+        the number of the partition's newest wake-up, and nobody has claimed with it.
         """
         with self._database.transaction() as tx:
             run = self._runs.lock(tx, run_id)
@@ -62,7 +65,9 @@ class Leases:
                 return None
             before = tx.execute(self._statements.read_partition(run_id, number)).mappings().one_or_none()
             token = secrets.token_hex(16)
-            claimed = tx.execute(self._statements.claim(run_id, number, holder=token, worker=worker, seconds=seconds))
+            claimed = tx.execute(
+                self._statements.claim(run_id, number, holder=token, worker=worker, seconds=seconds, wake_no=wake_no)
+            )
             if before is None or claimed.rowcount != 1:
                 return None
             self._record_claim(tx, run, taken_from=before["worker"] if before["holder"] else None, worker=worker)

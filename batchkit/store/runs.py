@@ -8,10 +8,11 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping
+from sqlalchemy import Connection, RowMapping, Select
+from sqlalchemy.exc import IntegrityError
 
 from batchkit.errors import NotSerializable, RunNotFound
-from batchkit.model import NewRun, Partition, Progress, Range, RunError, RunId, RunRecord, Transition
+from batchkit.model import NewRun, Partition, Progress, Range, RunError, RunId, RunRecord, Transition, WakeUp
 from batchkit.states import (
     FINAL,
     PartitionKind,
@@ -23,8 +24,12 @@ from batchkit.states import (
     settled,
 )
 from batchkit.store.database import Database
-from batchkit.store.statements import Statements
+from batchkit.store.statements import PATIENCE_SECONDS, Statements
 from batchkit.values import loads
+
+_LONGEST_PATIENCE_SECONDS = 900.0
+#: How long telling of the end of a run may take before another message may try.
+_ANNOUNCING_SECONDS = 60.0
 
 
 class Runs:
@@ -45,6 +50,21 @@ class Runs:
             )
             reason = "started" if new.rerun_of is None else f"started as a rerun of {new.rerun_of}"
             tx.execute(self._statements.insert_transition(new.id, None, RunState.QUEUED, reason=reason, worker=None))
+
+    def join(self, new: NewRun) -> RunId:
+        """Write a queued run unless its start key has one already; give the id of the run that has it."""
+        existing = self._with_key(new.start_key)
+        if existing is not None:
+            return existing
+        try:
+            self.create(new)
+        except IntegrityError:
+            # Another copy of the message was quicker.
+            existing = self._with_key(new.start_key)
+            if existing is None:
+                raise
+            return existing
+        return new.id
 
     # What people do
 
@@ -92,6 +112,8 @@ class Runs:
                 error=None,
                 waiting_reason=None,
                 finished_at=None,
+                announce_at=None,
+                announcing_until=None,
             )
             return RunState.QUEUED
 
@@ -210,10 +232,54 @@ class Runs:
                 raise RunNotFound(run_id)
             return self.settle(tx, run_id, reason="the lease of its worker ran out", worker=None, is_interrupt=True)
 
-    def waking(self, *, limit: int) -> list[tuple[RunId, str]]:
-        """Find queued runs that could be worked now, with their queues."""
+    def waiting(self, run_id: RunId, *, partition: int | None = None) -> list[WakeUp]:
+        """Find what of a run waits for a worker now."""
+        columns = self._database.tables.partition.c
+        statement = self._statements.wake_ups().where(columns.run_id == run_id)
+        return self._wake_ups(statement if partition is None else statement.where(columns.number == partition))
+
+    def overdue(self, *, limit: int) -> list[WakeUp]:
+        """Find what waits for a worker though its message should have reached one, or that has no message."""
+        return self._wake_ups(self._statements.wake_ups().where(self._statements.is_overdue()).limit(limit))
+
+    def all_waiting(self, *, limit: int) -> list[WakeUp]:
+        """Find what waits for a worker now."""
+        return self._wake_ups(self._statements.wake_ups().limit(limit))
+
+    def take_resend(self, wake_up: WakeUp) -> bool:
+        """
+        Win the right to send a wake-up again; False when another sweep has it, or a worker has claimed meanwhile.
+
+        The next time comes after as long as it has waited by then: a lost message at most doubles the wait, and a
+        long backlog gets few copies.
+        """
+        with self._database.transaction() as tx:
+            return tx.execute(self._statements.take_resend(wake_up, patience=_patience(wake_up))).rowcount == 1
+
+    def unannounced(self, *, limit: int) -> list[WakeUp]:
+        """Find ended runs whose message has not told of their end in time."""
+        return self._wake_ups(self._statements.unannounced(limit))
+
+    def take_announcement_resend(self, wake_up: WakeUp) -> bool:
+        """Win the right to send the message of an ended run again; False when another sweep has it."""
+        statement = self._statements.take_announcement_resend(wake_up.run_id, patience=_patience(wake_up))
+        with self._database.transaction() as tx:
+            return tx.execute(statement).rowcount == 1
+
+    def begin_announcing(self, run_id: RunId) -> bool:
+        """Win the right to tell of the end of a run; False where nothing is to be told, or somebody is at it."""
+        with self._database.transaction() as tx:
+            begun = tx.execute(self._statements.begin_announcing(run_id, seconds=_ANNOUNCING_SECONDS))
+            return begun.rowcount == 1
+
+    def announced(self, run_id: RunId) -> None:
+        """Write down that the end of a run was told."""
+        with self._database.transaction() as tx:
+            tx.execute(self._statements.announced(run_id))
+
+    def _wake_ups(self, statement: Select[Any]) -> list[WakeUp]:
         with self._database.reading() as tx:
-            return [(RunId(run_id), queue) for run_id, queue in tx.execute(self._statements.waking(limit))]
+            return [WakeUp(**row) for row in tx.execute(statement).mappings()]
 
     # Reading
 
@@ -295,7 +361,21 @@ class Runs:
         return run
 
     def _ending(self, state: RunState) -> dict[str, Any]:
-        return {"finished_at": self._database.clock.now()} if state in FINAL else {}
+        if state not in FINAL:
+            return {}
+        return {"finished_at": self._database.clock.now(), "announce_at": self._statements.announcement_due()}
+
+    def _with_key(self, start_key: str | None) -> RunId | None:
+        if start_key is None:
+            return None
+        with self._database.reading() as tx:
+            found = tx.execute(self._statements.run_with_key(start_key)).scalar_one_or_none()
+        return None if found is None else RunId(found)
+
+
+def _patience(wake_up: WakeUp) -> float:
+    waited = (wake_up.asked_at - wake_up.due_at).total_seconds()
+    return min(max(waited, PATIENCE_SECONDS), _LONGEST_PATIENCE_SECONDS)
 
 
 def _reason(after: RunState, reason: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -25,12 +26,15 @@ from sqlalchemy.sql.base import Executable
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import Select
 
-from batchkit.model import Lease, NewRun, Plan, Range, RunId
+from batchkit.model import Lease, NewRun, Plan, Range, RunId, WakeUp
 from batchkit.states import WORKABLE, PartitionKind, PartitionState, Request, RunState
 from batchkit.store.clock import Clock, Later
 from batchkit.store.tables import Tables
 
 _SHORTEST_CARRY = "{}"
+
+#: How long a message is given to reach a worker before it is sent again.
+PATIENCE_SECONDS = 15.0
 
 
 class Statements:
@@ -57,6 +61,8 @@ class Statements:
             total_is_estimate=False,
             interruptions=0,
             rerun_of=new.rerun_of,
+            start_key=new.start_key,
+            message=new.message,
             created_at=self.clock.now(),
         )
 
@@ -78,6 +84,8 @@ class Statements:
             fence=0,
             claims=0,
             due_at=self.clock.now(),
+            wake_no=0,
+            resend_at=self._patience(),
         )
 
     def plan_run(self, lease: Lease, plan: Plan) -> Executable:
@@ -159,27 +167,34 @@ class Statements:
             self.partition.c.run_id == run_id, self.partition.c.number == number
         )
 
-    def claim(self, run_id: RunId, number: int, *, holder: str, worker: str, seconds: float) -> Executable:
-        """Take a partition that nobody holds, or whose holder's lease has ended, under a new fence."""
+    def claim(
+        self, run_id: RunId, number: int, *, holder: str, worker: str, seconds: float, wake_no: int | None = None
+    ) -> Executable:
+        """
+        Take a partition that nobody holds, or whose holder's lease has ended, under a new fence.
+
+        With *wake_no*, only if that is its newest wake-up; each claim uses the newest up.
+        """
         lasts = case(
             (self.partition.c.lease_seconds > seconds, self.partition.c.lease_seconds), else_=literal(seconds, Float)
         )
-        return (
-            update(self.partition)
-            .where(
-                self.partition.c.run_id == run_id,
-                self.partition.c.number == number,
-                self.partition.c.state == PartitionState.OPEN,
-                self._is_free(),
-            )
-            .values(
-                fence=self.partition.c.fence + 1,
-                holder=holder,
-                worker=worker,
-                claims=self.partition.c.claims + 1,
-                lease_seconds=lasts,
-                lease_expires_at=self.clock.after(lasts),
-            )
+        claimed = update(self.partition).where(
+            self.partition.c.run_id == run_id,
+            self.partition.c.number == number,
+            self.partition.c.state == PartitionState.OPEN,
+            self._is_free(),
+        )
+        if wake_no is not None:
+            claimed = claimed.where(self.partition.c.wake_no == wake_no)
+        return claimed.values(
+            fence=self.partition.c.fence + 1,
+            holder=holder,
+            worker=worker,
+            claims=self.partition.c.claims + 1,
+            lease_seconds=lasts,
+            lease_expires_at=self.clock.after(lasts),
+            wake_no=self.partition.c.wake_no + 1,
+            resend_at=None,
         )
 
     def renew(self, lease: Lease) -> Executable:
@@ -239,7 +254,11 @@ class Statements:
         )
 
     def release(self, lease: Lease, *, state: PartitionState, delay: float) -> Executable:
-        """Give a partition back: it is due after *delay* seconds, behind those that wait already."""
+        """
+        Give a partition back: it is due after *delay* seconds, behind those that wait already.
+
+        Who gives it back without a delay wakes the next worker up; else the sweep does, when it is due.
+        """
         return (
             update(self.partition)
             .where(self._is_held_by(lease))
@@ -249,6 +268,7 @@ class Statements:
                 lease_expires_at=None,
                 state=state,
                 due_at=self.clock.after(literal(delay, Float)),
+                resend_at=self.clock.after(literal(delay, Float)) if delay else self._patience(),
             )
         )
 
@@ -260,7 +280,14 @@ class Statements:
         return (
             update(self.partition)
             .where(partition.run_id == run_id, partition.holder.is_not(None), self._is_free())
-            .values(fence=partition.fence + 1, holder=None, worker=None, lease_expires_at=None, due_at=self.clock.now())
+            .values(
+                fence=partition.fence + 1,
+                holder=None,
+                worker=None,
+                lease_expires_at=None,
+                due_at=self.clock.now(),
+                resend_at=self.clock.now(),
+            )
         )
 
     def tally(self, run_id: RunId) -> Select[Any]:
@@ -279,13 +306,17 @@ class Statements:
         return (
             update(self.partition)
             .where(partition.run_id == run_id, partition.state == PartitionState.WAITING)
-            .values(state=PartitionState.OPEN, due_at=self.clock.now())
+            .values(state=PartitionState.OPEN, due_at=self.clock.now(), resend_at=self._patience())
         )
 
     def make_due(self, run_id: RunId) -> Executable:
-        """Let a run's partitions be claimed at once."""
+        """Let a run's partitions be claimed at once; who asks for it wakes workers up."""
         partition = self.partition.c
-        return update(self.partition).where(partition.run_id == run_id).values(due_at=self.clock.now())
+        return (
+            update(self.partition)
+            .where(partition.run_id == run_id)
+            .values(due_at=self.clock.now(), resend_at=self._patience())
+        )
 
     def change_state(
         self, run_id: RunId, before: RunState, after: RunState, *, interruptions: int = 0, **values: object
@@ -328,15 +359,109 @@ class Statements:
         found = select(run.id).where(run.state == RunState.RUNNING, ~attended).order_by(run.id).limit(limit)
         return found if run_id is None else found.where(run.id == run_id)
 
-    def waking(self, limit: int) -> Select[Any]:
-        """Find queued runs that could be worked now."""
+    # Waking up
+
+    def wake_ups(self) -> Select[Any]:
+        """Read what waits for a worker, those first that have waited longest."""
         run, partition = self.run.c, self.partition.c
-        due = exists().where(
-            partition.run_id == run.id, partition.state == PartitionState.OPEN, partition.due_at <= self.clock.now()
+        return (
+            select(
+                partition.run_id,
+                partition.number.label("partition"),
+                partition.wake_no.label("number"),
+                run.job,
+                run.params,
+                run.queue,
+                run.message,
+                partition.due_at,
+                self.clock.now().label("asked_at"),
+            )
+            .join(self.run, run.id == partition.run_id)
+            .where(
+                run.state.in_(WORKABLE),
+                run.requested.is_(None),
+                partition.state == PartitionState.OPEN,
+                self._is_free(),
+                partition.due_at <= self.clock.now(),
+            )
+            .order_by(partition.due_at, partition.run_id, partition.number)
         )
-        return select(run.id, run.queue).where(run.state == RunState.QUEUED, due).order_by(run.id).limit(limit)
+
+    def is_overdue(self) -> ColumnElement[bool]:
+        """Say that a wake-up is not known to be under way, or has been for too long."""
+        return or_(self.partition.c.resend_at.is_(None), self.partition.c.resend_at <= self.clock.now())
+
+    def take_resend(self, wake_up: WakeUp, *, patience: float) -> Executable:
+        """Win the right to send a wake-up again; nobody else has it for *patience* seconds."""
+        return (
+            update(self.partition)
+            .where(
+                self.partition.c.run_id == wake_up.run_id,
+                self.partition.c.number == wake_up.partition,
+                self.partition.c.wake_no == wake_up.number,
+                self.is_overdue(),
+                self._is_free(),
+            )
+            .values(resend_at=self.clock.after(literal(patience, Float)))
+        )
+
+    # Announcing
+
+    def announcement_due(self) -> ColumnElement[datetime | None]:
+        """Say when the message of a run that has ended is to be sent again; never where no message started it."""
+        return case((self.run.c.message.is_not(None), self._patience()), else_=None)
+
+    def unannounced(self, limit: int) -> Select[Any]:
+        """Find ended runs whose message has not told of it in time."""
+        run, partition = self.run.c, self.partition.c
+        return (
+            select(
+                run.id.label("run_id"),
+                partition.number.label("partition"),
+                partition.wake_no.label("number"),
+                run.job,
+                run.params,
+                run.queue,
+                run.message,
+                run.finished_at.label("due_at"),
+                self.clock.now().label("asked_at"),
+            )
+            .join(self.partition, and_(partition.run_id == run.id, partition.number == 0))
+            .where(run.announce_at <= self.clock.now())
+            .order_by(run.announce_at)
+            .limit(limit)
+        )
+
+    def take_announcement_resend(self, run_id: RunId, *, patience: float) -> Executable:
+        """Win the right to send the message of an ended run again."""
+        return (
+            update(self.run)
+            .where(self.run.c.id == run_id, self.run.c.announce_at <= self.clock.now())
+            .values(announce_at=self.clock.after(literal(patience, Float)))
+        )
+
+    def begin_announcing(self, run_id: RunId, *, seconds: float) -> Executable:
+        """Win the right to tell of the end of a run, for *seconds*."""
+        run = self.run.c
+        return (
+            update(self.run)
+            .where(
+                run.id == run_id,
+                run.announce_at.is_not(None),
+                or_(run.announcing_until.is_(None), run.announcing_until <= self.clock.now()),
+            )
+            .values(announcing_until=self.clock.after(literal(seconds, Float)))
+        )
+
+    def announced(self, run_id: RunId) -> Executable:
+        """Write down that the end of a run was told."""
+        return update(self.run).where(self.run.c.id == run_id).values(announce_at=None, announcing_until=None)
 
     # Reading
+
+    def run_with_key(self, start_key: str) -> Select[Any]:
+        """Find the run that a message has started."""
+        return select(self.run.c.id).where(self.run.c.start_key == start_key)
 
     def read_records(self) -> Select[Any]:
         """Read runs with their progress, in this one statement, so that the counters belong together."""
@@ -391,6 +516,9 @@ class Statements:
 
     def _is_live(self) -> ColumnElement[bool]:
         return self.partition.c.lease_expires_at > self.clock.now()
+
+    def _patience(self) -> ColumnElement[datetime]:
+        return self.clock.after(literal(PATIENCE_SECONDS, Float))
 
     def _renewed(self, seconds: ColumnElement[float]) -> Later:
         return Later(self.partition.c.lease_expires_at, self.clock.after(seconds))

@@ -85,12 +85,21 @@ def tables(schema: str | None = None) -> Tables:
         Column("error", Text),
         Column("interruptions", Integer, nullable=False),
         Column("rerun_of", _ID),
+        # Names the message that started the run: a copy of that message joins it.
+        Column("start_key", _NAME),
+        # That message, as its queue wrote it down, so that it can be sent again.
+        Column("message", Text),
+        # When to send the message of an ended run again; nothing is left to announce where this is empty.
+        Column("announce_at", UtcTime),
+        Column("announcing_until", UtcTime),
         Column("created_at", UtcTime, nullable=False),
         Column("planned_at", UtcTime),
         Column("started_at", UtcTime),
         Column("finished_at", UtcTime),
         Index("ix_batchkit_run_state", "state", "id"),
         Index("ix_batchkit_run_job", "job", "id"),
+        Index("ix_batchkit_run_start_key", "start_key", unique=True),
+        Index("ix_batchkit_run_announce", "announce_at"),
     )
     partition = Table(
         "batchkit_partition",
@@ -116,6 +125,10 @@ def tables(schema: str | None = None) -> Tables:
         Column("lease_expires_at", UtcTime),
         Column("claims", Integer, nullable=False),
         Column("due_at", UtcTime, nullable=False),
+        # Which wake-up a worker may claim with: a claim uses it up, so that copies of a message do nothing.
+        Column("wake_no", BigInteger, nullable=False, server_default="0"),
+        # When a wake-up that nobody has claimed with is sent again.
+        Column("resend_at", UtcTime),
         PrimaryKeyConstraint("run_id", "number"),
         ForeignKeyConstraint(["run_id"], [run.c.id], ondelete="CASCADE"),
         Index("ix_batchkit_partition_due", "state", "due_at"),

@@ -114,7 +114,7 @@ def test_a_sweep_finds_runs_without_a_live_lease_and_queues_them(bench: Bench):
     assert [dead.run_id] == bench.store.runs.unattended(limit=10)
     assert RunState.QUEUED == bench.store.runs.settle_unattended(dead.run_id)
     assert RunState.RUNNING == bench.store.runs.settle_unattended(held.run_id)
-    assert [(dead.run_id, "default")] == bench.store.runs.waking(limit=10)
+    assert [dead.run_id] == [wake_up.run_id for wake_up in bench.store.runs.overdue(limit=10)]
     assert 1 == bench.store.runs.load(dead.run_id).progress.interruptions
 
 

@@ -1,0 +1,213 @@
+"""Wake-ups are numbered, so that copies of a message do nothing, and sent again when they are overdue."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from batchkit.model import NewRun, RunError, RunId, WakeUp
+from batchkit.states import RunState
+from batchkit.sweep import sweep
+from tests.store.conftest import Bench
+
+
+class Recorder:
+    """A queue whose messages nobody receives."""
+
+    crosses_processes = True
+    keeps_messages = True
+
+    def __init__(self) -> None:
+        self.sent: list[WakeUp] = []
+
+    def wake(self, wake_up: WakeUp) -> None:
+        """Keep the message."""
+        self.sent.append(wake_up)
+
+
+def _start(bench: Bench, *, key: str | None = None) -> RunId:
+    message = None if key is None else "m"
+    new = NewRun(job="job", params="{}", queue="default", delivery="exactly-once", start_key=key, message=message)
+    return bench.store.runs.join(new)
+
+
+def _waiting(bench: Bench, run_id: RunId) -> WakeUp:
+    (wake_up,) = bench.store.runs.waiting(run_id)
+    return wake_up
+
+
+def _claims(bench: Bench, wake_up: WakeUp) -> bool:
+    lease = bench.store.leases.claim(wake_up.run_id, wake_up.partition, worker="w", seconds=10, wake_no=wake_up.number)
+    return lease is not None
+
+
+def test_a_claim_uses_its_wake_up(bench: Bench):
+    run_id = _start(bench)
+    first = _waiting(bench, run_id)
+    lease = bench.store.leases.claim(run_id, 0, worker="w", seconds=10, wake_no=first.number)
+    assert lease is not None
+    bench.store.leases.release(lease, reason="interrupted")
+
+    second = _waiting(bench, run_id)
+    assert first.number < second.number
+    assert not _claims(bench, first)
+    assert _claims(bench, second)
+    assert not _claims(bench, second)
+
+
+def test_a_wake_up_of_before_a_takeover_is_stale(bench: Bench):
+    run_id = _start(bench)
+    first = _waiting(bench, run_id)
+    bench.claim(run_id)
+    bench.pass_time(11)
+    assert [run_id] == list(sweep(bench.store, Recorder()).settled)
+    assert not _claims(bench, first)
+    assert _claims(bench, _waiting(bench, run_id))
+
+
+def test_of_many_claims_with_one_wake_up_one_wins(bench: Bench):
+    wake_up = _waiting(bench, _start(bench))
+    begin = threading.Barrier(4)
+
+    def claim(_: int) -> bool:
+        begin.wait()
+        return _claims(bench, wake_up)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert 1 == sum(pool.map(claim, range(4)))
+
+
+def test_a_message_is_given_time_before_it_is_sent_again(bench: Bench):
+    run_id, queue = _start(bench), Recorder()
+    sweep(bench.store, queue)
+    assert [] == queue.sent
+    bench.pass_time(16)
+    sweep(bench.store, queue)
+    sweep(bench.store, queue)
+    assert [run_id] == [wake_up.run_id for wake_up in queue.sent]
+
+
+def test_what_a_dead_worker_held_is_sent_by_the_sweep_that_finds_it(bench: Bench):
+    run_id, queue = _start(bench), Recorder()
+    bench.claim(run_id)
+    bench.pass_time(11)
+    swept = sweep(bench.store, queue)
+    assert (run_id,) == swept.settled == swept.woken
+
+
+def test_what_was_given_back_with_a_delay_is_sent_when_it_is_due(bench: Bench):
+    run_id, queue = _start(bench), Recorder()
+    bench.store.leases.release(bench.claim(run_id), reason="declined", delay=30)
+    bench.pass_time(29)
+    sweep(bench.store, queue)
+    assert [] == queue.sent
+    bench.pass_time(2)
+    sweep(bench.store, queue)
+    assert 1 == len(queue.sent)
+
+
+def test_sweeps_at_the_same_time_send_one_message(bench: Bench):
+    for _ in range(5):
+        _start(bench)
+    bench.pass_time(16)
+    queue, begin = Recorder(), threading.Barrier(4)
+
+    def one_sweep(_: int) -> None:
+        begin.wait()
+        sweep(bench.store, queue)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(one_sweep, range(4)))
+    assert 5 == len(queue.sent)
+
+
+def test_a_backlog_of_an_hour_gets_few_copies(sqlite_bench: Bench):
+    runs = {_start(sqlite_bench) for _ in range(1000)}
+    queue = Recorder()
+    for _ in range(3600 // 5):
+        sqlite_bench.pass_time(5)
+        if sqlite_bench.store.runs.overdue(limit=1):
+            sweep(sqlite_bench.store, queue)
+
+    assert runs == {wake_up.run_id for wake_up in queue.sent}
+    # After 15, 30, 60, ... 960 s, then every 900 s.
+    assert len(queue.sent) <= 10 * len(runs)
+    # The same number, so that the first copy that a worker claims with makes all others stale.
+    assert {0} == {wake_up.number for wake_up in queue.sent}
+
+
+def test_a_paused_run_is_not_woken_and_a_resumed_one_is(bench: Bench):
+    run_id, queue = _start(bench), Recorder()
+    bench.store.runs.pause(run_id)
+    bench.pass_time(1000)
+    sweep(bench.store, queue)
+    assert [] == queue.sent
+    bench.store.runs.resume(run_id)
+    assert run_id == _waiting(bench, run_id).run_id
+
+
+def test_a_copy_of_the_message_that_started_a_run_joins_it(bench: Bench):
+    assert _start(bench, key="celery:1") == _start(bench, key="celery:1") != _start(bench, key="celery:2")
+
+
+def test_of_many_copies_at_once_one_starts_the_run(bench: Bench):
+    begin = threading.Barrier(4)
+
+    def start(_: int) -> RunId:
+        begin.wait()
+        return _start(bench, key="celery:1")
+
+    with ThreadPoolExecutor(4) as pool:
+        assert 1 == len(set(pool.map(start, range(4))))
+
+
+def _fail(bench: Bench, run_id: RunId) -> None:
+    error = RunError(type="ValueError", message="no", traceback="", partition=0, cursor=None)
+    bench.store.leases.fail(bench.claim(run_id), error, worker="w")
+
+
+def test_the_end_of_a_run_is_told_by_one_message_until_it_was(bench: Bench):
+    run_id, queue = _start(bench, key="celery:1"), Recorder()
+    assert not bench.store.runs.begin_announcing(run_id)
+    _fail(bench, run_id)
+
+    assert bench.store.runs.begin_announcing(run_id)
+    assert not bench.store.runs.begin_announcing(run_id)
+    bench.pass_time(61)  # the worker that had begun is dead
+    sweep(bench.store, queue)
+    sweep(bench.store, queue)
+    assert ["m"] == [wake_up.message for wake_up in queue.sent]
+
+    assert bench.store.runs.begin_announcing(run_id)
+    bench.store.runs.announced(run_id)
+    bench.pass_time(10_000)
+    assert not bench.store.runs.begin_announcing(run_id)
+    sweep(bench.store, queue)
+    assert 1 == len(queue.sent)
+
+
+def test_a_run_that_no_message_started_has_nothing_to_tell(bench: Bench):
+    run_id = _start(bench)
+    _fail(bench, run_id)
+    bench.pass_time(1000)
+    assert not bench.store.runs.begin_announcing(run_id)
+    assert [] == bench.store.runs.unannounced(limit=10)
+
+
+@pytest.mark.parametrize("ending", ["cancel", "fail"])
+def test_a_cancelled_or_resumed_run_tells_of_its_real_end(bench: Bench, ending: str):
+    run_id = _start(bench, key="celery:1")
+    if ending == "cancel":
+        bench.store.runs.cancel(run_id)
+    else:
+        _fail(bench, run_id)
+        assert bench.store.runs.begin_announcing(run_id)
+        bench.store.runs.announced(run_id)
+        bench.store.runs.resume(run_id)
+        assert not bench.store.runs.begin_announcing(run_id)
+        assert RunState.SUCCEEDED == bench.store.leases.release(
+            bench.claim(run_id), is_exhausted=True, reason="every item is done"
+        )
+    assert bench.store.runs.begin_announcing(run_id)
