@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from batchkit.control import Controls
-from batchkit.errors import DatabaseUnavailable, InvalidDatabase, JobNotFound, RunFailed
+from batchkit.delivery import Deliveries, MessageQueue
+from batchkit.errors import DatabaseUnavailable, IllegalTransition, InvalidDatabase, JobNotFound, RunFailed
 from batchkit.job import JOBS, Definition, Registry, current_kit
 from batchkit.model import Lease, RunId
 from batchkit.queue import Queue
@@ -72,8 +73,13 @@ class BatchKit:
         self._queue: Queue = queue or LocalQueue()
         self._worker = Worker(self._store, self._sessions, JOBS)
         self._controls = Controls(self._store, self._sessions, self._queue)
+        self._deliveries = Deliveries(
+            self._store, self._worker, self._queue, promise=self._controls.promise, ready=self._ready
+        )
         if isinstance(self._queue, InlineQueue):
             self._queue.attach(self._worker)
+        if isinstance(self._queue, MessageQueue):
+            self._queue.attach(self)
         current_kit.use(self)
 
     def __repr__(self) -> str:
@@ -135,18 +141,33 @@ class BatchKit:
         self._ready()
         return self._controls.start_here(job, params)
 
-    def call_job(self, job: Definition, params: str) -> Run:
+    def call_job(self, job: Definition, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:  # noqa: ANN401  a task returns what finish returned
         """
         Start a run and work it in this process until it ends; calling a job calls this.
 
         SIGTERM and SIGINT stop it after the chunk in flight; then the run is given as it stands, queued.
 
+        In a task of the kit's queue that is the job itself, a slice is worked, and what the task is to return is given.
+        In another task the run is worked to its end; the same message delivered again goes on with the same run.
+
         Raises:
             RunFailed: the run failed.
         """
-        run = self.start_run_here(job, params)
-        with Stop() as stop, stopped_by_signals(stop):
-            outcome = self.work_run(run.id, stop=stop)
+        message = self._queue.message_at_hand(job) if isinstance(self._queue, MessageQueue) else None
+        if message is None:
+            run = self.start_run_here(job, job.pack(args, kwargs))
+            with Stop() as stop, stopped_by_signals(stop):
+                return self._worked(run, job, stop)
+        if message.is_of_the_job:
+            return self._deliveries.work(message, job, lambda: job.pack(args, kwargs))
+        self._ready()
+        run = self.run(self._deliveries.joined(message, job, job.pack(args, kwargs)))
+        with Stop() as never:
+            # A task that calls a job cannot be cut into slices, so its worker's own way of stopping applies.
+            return self._worked(run, job, never)
+
+    def _worked(self, run: Run, job: Definition, stop: Stop) -> Run:
+        outcome = self.work_run(run.id, stop=stop)
         if outcome is not None and outcome.ending is Ending.DECLINED and outcome.error is not None:
             raise outcome.error
         if run.refresh().state is RunState.FAILED:
@@ -180,6 +201,17 @@ class BatchKit:
         if watch is None:
             return self._worker.work_run(run_id, stop=stop)
         return self._worker.work_run(run_id, stop=stop, watch=watch)
+
+    def cancel_message(self, key: str, run_id: RunId | None) -> None:
+        """Cancel the run that a queue's message started or is about, if there is one that has not ended."""
+        self._ready()
+        found = run_id or self._store.runs.find(start_key=key)
+        if found is None:
+            return
+        try:
+            self._controls.cancel(found)
+        except IllegalTransition:
+            _logger.info("a run had ended before its message was revoked", extra={"run_id": found})
 
     def recover(self) -> Swept:
         """Sweep once: settle runs whose workers died, and wake workers up for those that wait."""

@@ -37,11 +37,11 @@ class Controls:
                 f"{job.place} is defined in the script that is being run, which workers cannot import; "
                 f"move it into a module (and give that to them: batchkit -A module:kit work)"
             )
-        return self._start(NewRun(job=job.name, params=params, queue=job.options.queue, delivery=self.delivery))
+        return self._start(NewRun(job=job.name, params=params, queue=job.options.queue, delivery=self.promise))
 
     def start_here(self, job: Definition, params: str) -> Run:
         """Start a run that is going to be worked in this process: no worker is woken up."""
-        new = NewRun(job=job.name, params=params, queue=job.options.queue, delivery=self.delivery)
+        new = NewRun(job=job.name, params=params, queue=job.options.queue, delivery=self.promise)
         self._store.runs.create(new)
         return self.run(new.id)
 
@@ -49,11 +49,11 @@ class Controls:
         """Start a new run with the job and params of another."""
         record = self._store.runs.load(run_id)
         return self._start(
-            NewRun(job=record.job, params=record.params, queue=record.queue, delivery=self.delivery, rerun_of=run_id)
+            NewRun(job=record.job, params=record.params, queue=record.queue, delivery=self.promise, rerun_of=run_id)
         )
 
     @property
-    def delivery(self) -> str:
+    def promise(self) -> str:
         """What can be promised for writes made through chunks' sessions."""
         return _EXACTLY_ONCE if self._sessions.is_ours else _AT_LEAST_ONCE
 

@@ -13,7 +13,7 @@ from batchkit.chunk import Chunk, Finish
 from batchkit.durations import Duration, seconds
 from batchkit.errors import InvalidJob
 from batchkit.job import JOBS, Definition, Job, Options, current_kit
-from batchkit.params import check_same_params, pack, params_signature, signature_of
+from batchkit.params import check_same_params, params_signature, signature_of
 from batchkit.run import Run
 from batchkit.sources.base import Source
 
@@ -106,8 +106,9 @@ def batched(
             options=options,
             finish=finish,
         )
-        JOBS.add(definition)
-        return _callable_job(definition)
+        job = _callable_job(definition)
+        JOBS.add(definition, job)
+        return job
 
     return decorate
 
@@ -117,11 +118,11 @@ def _callable_job(definition: Definition) -> Job[..., Any]:
 
     @functools.wraps(definition.function, assigned=("__module__", "__name__", "__qualname__", "__doc__"), updated=())
     def job(*args: object, **kwargs: object) -> Run:
-        return current_kit().call_job(definition, pack(definition.name, definition.signature, args, kwargs))
+        return current_kit().call_job(definition, args, kwargs)
 
     def start(*args: object, **kwargs: object) -> Run:
         """Start a run: O(1), whatever the size of the job."""
-        return current_kit().start_run(definition, pack(definition.name, definition.signature, args, kwargs))
+        return current_kit().start_run(definition, definition.pack(args, kwargs))
 
     # wraps() leaves this behind; inspect would follow it to the plain function, whose first parameter is the chunk.
     del job.__wrapped__

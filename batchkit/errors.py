@@ -12,6 +12,10 @@ class BatchkitError(Exception):
     Each keeps what it is about as attributes, and its text says what happened, to which one, and what to do now.
     """
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Queues send errors from process to process; the constructors take more than the text.
+        return _restored, (type(self), self.args, self.__dict__)
+
 
 class InvalidJob(BatchkitError):
     """Raised at decoration when a function, its source or an option cannot make a job."""
@@ -117,6 +121,15 @@ class RunFailed(BatchkitError):
         )
 
 
+class RunCancelled(BatchkitError):
+    """The run was cancelled by a person."""
+
+    def __init__(self, run_id: str, *, job: str) -> None:
+        self.run_id = run_id
+        self.job = job
+        super().__init__(f"run {run_id} of {job} was cancelled; what was committed before stays")
+
+
 class WaitTimeout(BatchkitError, TimeoutError):
     """Raised by `Run.wait` when the run has not ended in time; the run itself goes on."""
 
@@ -183,3 +196,10 @@ class SchemaMismatch(BatchkitError):
 
 class InvalidDatabase(BatchkitError):
     """Raised when a database, or the way it was opened, cannot keep batchkit's promises."""
+
+
+def _restored(kind: type[BatchkitError], args: tuple[object, ...], attributes: dict[str, object]) -> BatchkitError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error

@@ -10,7 +10,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from batchkit.chunk import Chunk
 from batchkit.errors import DuplicateJob, JobNotFound
-from batchkit.params import unpack
+from batchkit.params import pack, unpack
 from batchkit.run import Run
 from batchkit.sources.base import Source
 
@@ -39,6 +39,15 @@ class Definition:
     signature: Signature
     options: Options
     finish: Callable[..., object] | None
+
+    def pack(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> str:
+        """
+        Write the params of a run down.
+
+        Raises:
+            InvalidParams: the job does not take them.
+        """
+        return pack(self.name, self.signature, args, kwargs)
 
     def params(self, stored: str) -> dict[str, object]:
         """
@@ -96,6 +105,8 @@ class Registry(Mapping[str, Definition]):
 
     def __init__(self) -> None:
         self._jobs: dict[str, Definition] = {}
+        self._functions: dict[str, Callable[..., Run]] = {}
+        self._listeners: list[Callable[[Definition], None]] = []
         self._lock = threading.Lock()
 
     def __getitem__(self, name: str) -> Definition:
@@ -113,9 +124,23 @@ class Registry(Mapping[str, Definition]):
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def add(self, job: Definition) -> None:
+    def function_of(self, name: str) -> Callable[..., Run]:
+        """Give the function that stands for a job: the decorated one."""
+        return self._functions[name]
+
+    def when_added(self, listener: Callable[[Definition], None]) -> None:
+        """Have *listener* told of each job, those that are there already and those to come."""
+        with self._lock:
+            self._listeners.append(listener)
+            known = list(self._jobs.values())
+        for job in known:
+            listener(job)
+
+    def add(self, job: Definition, function: Callable[..., Run]) -> None:
         """
-        Register *job*. The same function anew, as after a reload, takes the place of the old one.
+        Register *job*, which *function* stands for.
+
+        The same function anew, as after a reload, takes the place of the old one.
 
         Raises:
             DuplicateJob: another function has its name.
@@ -125,6 +150,10 @@ class Registry(Mapping[str, Definition]):
             if known is not None and not _is_same_function(known.function, job.function):
                 raise DuplicateJob(job.name, first=known.place, second=job.place)
             self._jobs[job.name] = job
+            self._functions[job.name] = function
+            listeners = list(self._listeners)
+        for listener in listeners:
+            listener(job)
 
 
 #: Every job that this process has decorated.
@@ -149,8 +178,8 @@ class Starter(Protocol):
         """Write a run and wake a worker up."""
         ...
 
-    def call_job(self, job: Definition, params: str) -> Run:
-        """Start a run and work it in this process until it ends."""
+    def call_job(self, job: Definition, args: tuple[object, ...], kwargs: dict[str, object]) -> Run:
+        """Start a run and work it in this process until it ends, or a slice of it in a queue's message."""
         ...
 
 

@@ -88,6 +88,8 @@ class RunRecord:
     result: str | None
     error: RunError | None
     waiting_reason: str | None
+    #: whether a queue's message started it, and waits to tell of its end
+    has_message: bool
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None

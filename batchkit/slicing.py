@@ -39,6 +39,7 @@ _TRIES = 5
 _FIRST_BACKOFF_SECONDS = 0.05
 _DECLINE_SECONDS = 30.0
 _RECONNECT_SECONDS = 0.2
+_EMPTY_SLICE_DELAY_SECONDS = 1.0
 #: How much the last chunk counts in the rate that is shown.
 _RATE_WEIGHT = 0.3
 
@@ -390,7 +391,9 @@ class _Slice:
     # Endings
 
     def _interrupt(self, reason: str) -> Outcome:
-        self._around.store.leases.release(self._lease, reason=f"interrupted: {reason}")
+        # One that did no chunk would come back at once, and again, if whatever stopped it still does.
+        delay = 0.0 if self._chunks else _EMPTY_SLICE_DELAY_SECONDS
+        self._around.store.leases.release(self._lease, reason=f"interrupted: {reason}", delay=delay)
         return self._outcome(Ending.INTERRUPTED)
 
     def _yield_to(self, standing: Standing) -> Outcome:

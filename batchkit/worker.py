@@ -52,16 +52,17 @@ class Worker:
         stop: Stopping,
         watch: Callable[[Lease], None] = _watch_nothing,
         is_sliced: bool = True,
+        wake_no: int | None = None,
     ) -> Outcome | None:
         """
-        Claim a partition and work it; None when somebody else was quicker.
+        Claim a partition and work it; None when somebody else was quicker, or *wake_no* is not its newest wake-up.
 
         Raises:
             JobNotFound: the job of the run is not registered in this process.
         """
         options = self.jobs[self.store.runs.load(run_id).job].options
         name = worker_name()
-        lease = self.store.leases.claim(run_id, number, worker=name, seconds=options.lease)
+        lease = self.store.leases.claim(run_id, number, worker=name, seconds=options.lease, wake_no=wake_no)
         if lease is None:
             return None
         around = Surroundings(store=self.store, sessions=self.sessions, worker=name, stop=stop, watch=watch)

@@ -53,18 +53,26 @@ class Runs:
 
     def join(self, new: NewRun) -> RunId:
         """Write a queued run unless its start key has one already; give the id of the run that has it."""
-        existing = self._with_key(new.start_key)
+        existing = self.find(start_key=new.start_key)
         if existing is not None:
             return existing
         try:
             self.create(new)
         except IntegrityError:
             # Another copy of the message was quicker.
-            existing = self._with_key(new.start_key)
+            existing = self.find(start_key=new.start_key)
             if existing is None:
                 raise
             return existing
         return new.id
+
+    def find(self, *, start_key: str | None) -> RunId | None:
+        """Find the run that a message has started; None where there is none, or no key."""
+        if start_key is None:
+            return None
+        with self._database.reading() as tx:
+            found = tx.execute(self._statements.run_with_key(start_key)).scalar_one_or_none()
+        return None if found is None else RunId(found)
 
     # What people do
 
@@ -365,13 +373,6 @@ class Runs:
             return {}
         return {"finished_at": self._database.clock.now(), "announce_at": self._statements.announcement_due()}
 
-    def _with_key(self, start_key: str | None) -> RunId | None:
-        if start_key is None:
-            return None
-        with self._database.reading() as tx:
-            found = tx.execute(self._statements.run_with_key(start_key)).scalar_one_or_none()
-        return None if found is None else RunId(found)
-
 
 def _patience(wake_up: WakeUp) -> float:
     waited = (wake_up.asked_at - wake_up.due_at).total_seconds()
@@ -406,6 +407,7 @@ def _record(row: RowMapping) -> RunRecord:
         result=row["result"],
         error=None if row["error"] is None else RunError(**json.loads(row["error"])),
         waiting_reason=row["waiting_reason"],
+        has_message=row["message"] is not None,
         created_at=row["created_at"],
         started_at=row["started_at"],
         finished_at=row["finished_at"],

@@ -559,14 +559,15 @@ def test_an_unknown_run_is_named(kit: BatchKit):
 
 def test_a_run_of_an_unregistered_job_stays_queued_for_those_who_know_it(kit: BatchKit, done: Ledger):
     local = BatchKit(kit._store.database.engine, queue=LocalQueue())  # noqa: SLF001  so that start() does not work it
-    run = job(span(5), write).start()
+    decorated = job(span(5), write)
+    run = decorated.start()
     hidden = JOBS._jobs.pop(run.job)  # noqa: SLF001  as in a worker that lacks the module
     with Stop() as stop:
         assert local._worker.work_next(queues=None, stop=stop) is None  # noqa: SLF001  one slice
         with pytest.raises(JobNotFound, match=run.job):
             local.work_run(run.id, stop=stop)
     assert RunState.QUEUED == run.refresh().state
-    JOBS.add(hidden)
+    JOBS.add(hidden, decorated)
     with Stop() as stop:
         local.work_run(run.id, stop=stop)
     assert RunState.SUCCEEDED == run.refresh().state

@@ -1,0 +1,269 @@
+"""What a queue's message does when it reaches a worker: join its run, work a slice, hand on, tell of the end."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol, cast, runtime_checkable
+
+from batchkit.errors import InvalidParams, RunCancelled, RunFailed, RunNotFound
+from batchkit.job import Definition, Registry
+from batchkit.model import NewRun, Progress, RunId, RunRecord, WakeUp
+from batchkit.queue import Queue
+from batchkit.reporting import Reporter
+from batchkit.slicing import Ending, Outcome
+from batchkit.states import FINAL, RunState
+from batchkit.stopping import Stop, Stopping
+from batchkit.store import Store
+from batchkit.sweep import wake_run
+from batchkit.values import loads
+from batchkit.worker import Worker
+
+_logger = logging.getLogger("batchkit")
+
+#: How often a worker that is stopping may hand a message on at once; after that the sweep sends it.
+_MOST_HOPS = 5
+_HOP_SECONDS = 0.2
+_AGAIN_SECONDS = 10.0
+
+
+class Message(Protocol):
+    """A message of a queue, seen from inside the task that it runs."""
+
+    @property
+    def key(self) -> str:
+        """Its name among all messages; copies of it have the same."""
+        ...
+
+    @property
+    def is_of_the_job(self) -> bool:
+        """Whether its task is the job itself, and not one that calls the job."""
+        ...
+
+    @property
+    def is_eager(self) -> bool:
+        """Whether it is worked where it was sent, with nothing to hand it on to."""
+        ...
+
+    @property
+    def run_id(self) -> RunId | None:
+        """The run that it wakes a worker up for; None for a message that starts one."""
+        ...
+
+    @property
+    def partition(self) -> int:
+        """The partition that it wakes a worker up for."""
+        ...
+
+    @property
+    def wake_no(self) -> int:
+        """Which wake-up of the partition it is; 0 for a message that starts a run."""
+        ...
+
+    @property
+    def hops(self) -> int:
+        """How often workers that were stopping have handed it on without working."""
+        ...
+
+    @property
+    def ends(self) -> tuple[type[Exception], ...]:
+        """The exceptions by which `parked` and `again` end its task."""
+        ...
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether somebody may look for progress at the queue."""
+        ...
+
+    def written_down(self) -> str:
+        """Give all that it takes to send it again: its id, route, callbacks and limits."""
+        ...
+
+    def stopping(self) -> AbstractContextManager[Stopping]:
+        """Learn of a shutdown, for the length of a slice."""
+        ...
+
+    def show(self, progress: Progress) -> None:
+        """Show progress at the queue."""
+        ...
+
+    def hand_on(self, wake_up: WakeUp) -> None:
+        """Send *wake_up* as a copy of it that has hopped once more."""
+        ...
+
+    def parked(self) -> object:
+        """End this delivery without telling of an end; what the task is to return, unless this raises."""
+        ...
+
+    def again(self, seconds: float) -> object:
+        """End this delivery and have the same message delivered after *seconds*."""
+        ...
+
+    def when_told(self, done: Callable[[], None]) -> None:
+        """Call *done* once the queue has told of the end that this delivery is about to give."""
+        ...
+
+
+class Kit(Protocol):
+    """What a queue needs of its kit."""
+
+    @property
+    def jobs(self) -> Registry:
+        """The jobs of this process."""
+        ...
+
+    def recover(self) -> object:
+        """Sweep once."""
+        ...
+
+    def cancel_message(self, key: str, run_id: RunId | None) -> None:
+        """Cancel the run that a message started or is about, if there is one that can be cancelled."""
+        ...
+
+
+@runtime_checkable
+class MessageQueue(Queue, Protocol):
+    """A queue whose workers run tasks of their own, inside which jobs are called."""
+
+    def attach(self, kit: Kit) -> None:
+        """Work for *kit*, which is being built."""
+        ...
+
+    def message_at_hand(self, job: Definition) -> Message | None:
+        """Give the message that is being worked in this thread; None outside a task of the queue."""
+        ...
+
+
+class Deliveries:
+    """Works what messages bring."""
+
+    def __init__(self, store: Store, worker: Worker, queue: Queue, *, promise: str, ready: Callable[[], None]) -> None:
+        self._store = store
+        self._worker = worker
+        self._queue = queue
+        self._promise = promise
+        self._ready = ready
+
+    def work(self, message: Message, job: Definition, params: Callable[[], str]) -> object:
+        """
+        Work a slice of the run that *message* belongs to; give what the message's task is to return.
+
+        Raises:
+            InvalidParams: the message starts a run with params that the job does not take.
+            RunFailed, RunCancelled: the run has ended so, and this delivery is the one to tell of it.
+        """
+        try:
+            self._ready()
+            run_id = message.run_id or self._join(message, job, params)
+            record = self._store.runs.load(run_id)
+        except InvalidParams:
+            raise
+        except RunNotFound as error:
+            _logger.warning("a message is about a run that is not there", extra={"run_id": error.run_id})
+            return message.parked()
+        except Exception:
+            # The run may not be written yet, and then this message is all there is of it: it must not be lost.
+            _logger.warning("a message comes again, since its run could not be read", exc_info=True)
+            return message.again(_AGAIN_SECONDS)
+        try:
+            if record.state in FINAL:
+                return self._tell(message, record, None)
+            outcome = self._work_slice(message, run_id)
+            record = self._store.runs.load(run_id)
+            return message.parked() if outcome is None else self._tell(message, record, outcome)
+        except (RunFailed, RunCancelled):
+            raise
+        except message.ends:
+            raise
+        except Exception:
+            # The run is safe in the store; what could not be done now is for the lease and the sweep.
+            _logger.exception("a message could not be worked; a sweep wakes its run", extra={"run_id": run_id})
+            return message.parked()
+
+    def joined(self, message: Message, job: Definition, params: str) -> RunId:
+        """
+        Start the run of a job that the task of *message* calls; when the message comes again, it is the same run.
+
+        Two calls with the same params in one task are one run.
+        """
+        digest = hashlib.sha256(f"{job.name}\0{params}".encode()).hexdigest()[:32]
+        return self._store.runs.join(self._new(job, params, start_key=f"{message.key}:{digest}"))
+
+    def _join(self, message: Message, job: Definition, params: Callable[[], str]) -> RunId:
+        new = self._new(job, params(), start_key=message.key, message=message.written_down())
+        return self._store.runs.join(new)
+
+    def _new(self, job: Definition, params: str, *, start_key: str, message: str | None = None) -> NewRun:
+        return NewRun(
+            job=job.name,
+            params=params,
+            queue=job.options.queue,
+            delivery=self._promise,
+            start_key=start_key,
+            message=message,
+        )
+
+    # The slice
+
+    def _work_slice(self, message: Message, run_id: RunId) -> Outcome | None:
+        if message.is_eager:
+            with Stop() as never:
+                return self._worker.work_run(run_id, stop=never, waits_for_others=False)
+        with message.stopping() as stop:
+            if stop.requested:
+                self._hand_on(message, run_id)
+                return None
+            with Reporter(message.show, self._store, run_id, is_wanted=message.shows_progress) as reporter:
+                return self._work_partitions(message, run_id, stop, reporter)
+
+    def _work_partitions(self, message: Message, run_id: RunId, stop: Stopping, reporter: Reporter) -> Outcome | None:
+        partition, wake_no = message.partition, cast("int | None", message.wake_no)
+        while True:
+            try:
+                outcome = self._worker.work_partition(
+                    run_id, partition, wake_no=wake_no, stop=stop, watch=reporter.watch
+                )
+            except BaseException:
+                # The worker's own end, in the middle of a chunk: that was rolled back and the lease given back.
+                wake_run(self._store, self._queue, run_id, partition=partition)
+                raise
+            if outcome is None or outcome.ending not in {Ending.INTERRUPTED, Ending.EXHAUSTED}:
+                return outcome
+            if outcome.ending is Ending.EXHAUSTED:
+                rest = self._store.leases.claimable_in(run_id)
+                if not rest:
+                    return outcome
+                partition, wake_no = rest[0], None
+            if stop.requested or outcome.ending is Ending.INTERRUPTED:
+                wake_run(self._store, self._queue, run_id, partition=partition)
+                return outcome
+
+    def _hand_on(self, message: Message, run_id: RunId) -> None:
+        """Leave a message that came to a worker which is stopping to the others: its wake-up is still good."""
+        for wake_up in self._store.runs.waiting(run_id, partition=message.partition):
+            if wake_up.number == message.wake_no and message.hops < _MOST_HOPS:
+                # For a moment this worker may still be the quickest to take it.
+                time.sleep(_HOP_SECONDS)
+                message.hand_on(wake_up)
+
+    # The end
+
+    def _tell(self, message: Message, record: RunRecord, outcome: Outcome | None) -> object:
+        """Give the run's end to the message's task, if there is one and this delivery is to tell of it."""
+        if record.state not in FINAL:
+            return message.parked()
+        if record.has_message:
+            if not self._store.runs.begin_announcing(record.id):
+                return message.parked()
+            message.when_told(lambda: self._store.runs.announced(record.id))
+        elif outcome is None:
+            return message.parked()
+        if record.state is RunState.SUCCEEDED:
+            return None if record.result is None else loads(record.result)
+        if record.state is RunState.CANCELLED:
+            raise RunCancelled(record.id, job=record.job)
+        cause = outcome.error if outcome is not None else None
+        raise RunFailed(record.id, job=record.job, error=str(record.error)) from cause

@@ -1,0 +1,151 @@
+"""A Celery message, seen from inside the task that it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from celery.exceptions import Ignore, Retry
+from kombu.utils import json
+
+from batchkit.job import Definition
+from batchkit.model import Progress, RunId, WakeUp
+from batchkit.queues.celery.shutdown import WorkerStop, stopping
+
+if TYPE_CHECKING:
+    from celery import Task
+
+#: Headers of a wake-up.
+RUN, PARTITION, WAKE, HOPS = "batchkit_run", "batchkit_partition", "batchkit_wake", "batchkit_hops"
+
+#: What a message keeps when it is sent again: its place in a workflow, its route and limits. Not `expires`: what has
+#: begun is to be done.
+_KEPT = (
+    "task_id",
+    "root_id",
+    "parent_id",
+    "group_id",
+    "group_index",
+    "shadow",
+    "chord",
+    "chain",
+    "link",
+    "link_error",
+    "soft_time_limit",
+    "time_limit",
+    "reply_to",
+    "replaced_task_nesting",
+    "origin",
+)
+
+
+class CeleryMessage:
+    """The message of the task that this thread works."""
+
+    #: what ends a task without its callbacks
+    ends: tuple[type[Exception], ...] = (Ignore, Retry)
+
+    def __init__(
+        self,
+        task: Task,
+        job: Definition,
+        *,
+        send: Callable[[WakeUp, int], None],
+        on_told: Callable[[str, Callable[[], None]], None],
+    ) -> None:
+        self._task = task
+        self._request = task.request
+        self._send = send
+        self._on_told = on_told
+        self.key = key_of(self._request.id)
+        self.is_of_the_job = is_task_of(task, job)
+        self.is_eager: bool = bool(self._request.is_eager)
+        headers = headers_of(self._request)
+        self.run_id: RunId | None = headers.get(RUN)
+        self.partition: int = headers.get(PARTITION, 0)
+        self.wake_no: int = headers.get(WAKE, 0)
+        self.hops: int = headers.get(HOPS, 0)
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether the app keeps the result of this message, and so its PROGRESS."""
+        if self.is_eager or not self._task.app.conf.result_backend:
+            return False
+        asked = vars(self._request).get("ignore_result")
+        return not (self._task.ignore_result if asked is None else asked)
+
+    def written_down(self) -> str:
+        """Give what it takes to send it again, as JSON."""
+        options = self._request.as_execution_options()
+        kept = {name: options[name] for name in _KEPT if options.get(name) is not None}
+        asked = vars(self._request).get("ignore_result")
+        if asked is not None:
+            kept["ignore_result"] = asked
+        kept.update(_route(self._request.delivery_info or {}))
+        headers = {name: value for name, value in headers_of(self._request).items() if not name.startswith("batchkit_")}
+        return str(json.dumps({"celery": 1, "task": self._task.name, "options": kept, "headers": headers}))
+
+    def stopping(self) -> AbstractContextManager[WorkerStop]:
+        """Learn of the worker's shutdown, for the length of a slice."""
+        return stopping()
+
+    def show(self, progress: Progress) -> None:
+        """Store PROGRESS in the shape that celery-progress reads."""
+        meta = {
+            "pending": False,
+            "current": progress.done + progress.failed,
+            "total": progress.total,
+            "percent": progress.percent or 0,
+            "description": "",
+        }
+        self._task.backend.store_result(self._request.id, meta, "PROGRESS")
+
+    def hand_on(self, wake_up: WakeUp) -> None:
+        """Send *wake_up* as a copy of it that has hopped once more."""
+        self._send(wake_up, self.hops + 1)
+
+    def parked(self) -> NoReturn:
+        """End the task: no callbacks, no result."""
+        raise Ignore
+
+    def again(self, seconds: float) -> NoReturn:
+        """Have Celery deliver the same message after *seconds*."""
+        raise self._task.retry(countdown=seconds, max_retries=None, throw=False)
+
+    def when_told(self, done: Callable[[], None]) -> None:
+        """Call *done* once the callbacks went out and the result is stored."""
+        if self.is_eager:
+            done()
+        else:
+            self._on_told(self._request.id, done)
+
+
+def key_of(task_id: str) -> str:
+    """Name the messages with this task id."""
+    return f"celery:{task_id}"
+
+
+def headers_of(request: Any) -> dict[str, Any]:  # noqa: ANN401  a request, or the context of one
+    """Give a message's own headers, those that are not Celery's."""
+    return dict(getattr(request, "headers", None) or {})
+
+
+def is_task_of(task: Task, job: Definition) -> bool:
+    """Say whether *task* is the job itself: ours, or one that `@app.task` made of the decorated function."""
+    # autoretry_for wraps what it finds
+    run = getattr(task, "_orig_run", task.run)
+    return getattr(run, "name", None) == job.name and hasattr(run, "function")
+
+
+def _route(delivery_info: dict[str, Any]) -> dict[str, Any]:
+    """Give what sends a message to the queue that this one came from."""
+    exchange, routing_key = delivery_info.get("exchange"), delivery_info.get("routing_key")
+    if not routing_key:
+        route = {}
+    elif not exchange:
+        route = {"queue": routing_key}
+    else:
+        route = {"exchange": exchange, "routing_key": routing_key}
+    priority = delivery_info.get("priority")
+    return route if priority is None else {**route, "priority": priority}

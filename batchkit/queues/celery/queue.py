@@ -1,0 +1,163 @@
+"""Wake-ups as Celery messages."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+from celery import current_task, signals
+from kombu.utils import json
+
+from batchkit.delivery import Kit
+from batchkit.errors import InvalidDatabase
+from batchkit.job import Definition
+from batchkit.model import WakeUp
+from batchkit.queues.celery.message import HOPS, PARTITION, RUN, WAKE, CeleryMessage, headers_of, key_of
+from batchkit.queues.celery.sweeper import Sweeper
+
+if TYPE_CHECKING:
+    from celery import Celery, Signature
+
+_logger = logging.getLogger("batchkit")
+_DEFAULT = "default"
+
+
+class CeleryQueue:
+    """
+    Stock Celery workers as the workers: `celery -A app worker`, with any pool and any broker of Celery's.
+
+    Each job is a task under the job's own name. Its messages carry a run's id; they are acknowledged early, since the
+    store, not the broker, knows what is left to do. Workers sweep for runs that were lost by themselves.
+
+    Args:
+        app: the Celery app; build the queue in the module that makes the app, or in one that workers import with it.
+    """
+
+    crosses_processes = True
+    keeps_messages = True
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._kit: Kit | None = None
+        self._told: dict[str, Callable[[], None]] = {}
+        self._sweeper: Sweeper | None = None
+
+    def attach(self, kit: Kit) -> None:
+        """Register the kit's jobs as tasks, and sweep for it in workers; the kit does this."""
+        if self._kit is not None:
+            raise InvalidDatabase("this CeleryQueue belongs to another kit; give each BatchKit one of its own")
+        self._kit = kit
+        if self._app.finalized:
+            kit.jobs.when_added(self._register)
+        else:
+            # After the app's own tasks, so that `@app.task` over a job keeps the name and its options.
+            self._app.on_after_finalize.connect(self._register_all, weak=False)
+        signals.worker_ready.connect(self._on_worker_ready, weak=False)
+        signals.worker_shutdown.connect(self._on_worker_shutdown, weak=False)
+        signals.task_revoked.connect(self._on_revoked, weak=False)
+        for told in (signals.task_success, signals.task_failure, signals.task_retry):
+            told.connect(self._on_told, weak=False)
+
+    def wake(self, wake_up: WakeUp) -> None:
+        """Send a message that carries the wake-up; for a run that a message started, that message again."""
+        self._send(wake_up, 0)
+
+    def message_at_hand(self, job: Definition) -> CeleryMessage | None:
+        """Give the message that is being worked in this thread; None outside a task of this app."""
+        task = current_task._get_current_object() if current_task else None  # noqa: SLF001  the proxy has no other way
+        if task is None or task.request.called_directly or task.app is not self._app:
+            return None
+        return CeleryMessage(task, job, send=self._send, on_told=self._told.__setitem__)
+
+    def signature(
+        self, job: Definition, args: tuple[object, ...], kwargs: dict[str, object], *, immutable: bool
+    ) -> Signature:
+        """Give Celery's signature of the job, for chains, groups and chords."""
+        signature = self._app.signature(job.name, args=args, kwargs=kwargs, immutable=immutable)
+        return signature if job.options.queue == _DEFAULT else signature.set(queue=job.options.queue)
+
+    # Sending
+
+    def _send(self, wake_up: WakeUp, hops: int) -> None:
+        name, options, headers = self._envelope(wake_up)
+        headers.update({RUN: wake_up.run_id, PARTITION: wake_up.partition, WAKE: wake_up.number, HOPS: hops})
+        if self._app.conf.task_always_eager:
+            self._app.tasks[name].apply(task_id=options["task_id"], headers=headers)
+            return
+        self._app.send_task(
+            name,
+            args=(),
+            kwargs={},
+            headers=headers,
+            # For people: Flower and the log show the run's params, which the message itself does not carry.
+            argsrepr=f"run {wake_up.run_id}",
+            kwargsrepr=wake_up.params,
+            add_to_parent=False,
+            **options,
+        )
+
+    def _envelope(self, wake_up: WakeUp) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        """Give the task's name, the options and the headers of the message that started a run, or of one of ours."""
+        written = None if wake_up.message is None else json.loads(wake_up.message)
+        if written is not None and "celery" in written:
+            return written["task"], written["options"], written["headers"]
+        options: dict[str, Any] = {"task_id": wake_up.run_id, "ignore_result": True}
+        if wake_up.queue != _DEFAULT:
+            options["queue"] = wake_up.queue
+        return wake_up.job, options, {}
+
+    # Tasks
+
+    def _register_all(self, **_: Any) -> None:  # noqa: ANN401
+        self._attached.jobs.when_added(self._register)
+
+    def _register(self, job: Definition) -> None:
+        if job.name in self._app.tasks:
+            return
+        options: dict[str, Any] = {} if job.options.queue == _DEFAULT else {"queue": job.options.queue}
+        self._app.task(
+            name=job.name,
+            lazy=False,
+            shared=False,
+            # A late acknowledgement would have the broker deliver running slices again, which the store prevents.
+            acks_late=False,
+            max_retries=None,
+            **options,
+        )(self._attached.jobs.function_of(job.name))
+
+    @property
+    def _attached(self) -> Kit:
+        if self._kit is None:
+            message = "give the queue to a kit first: BatchKit(..., queue=CeleryQueue(app))"
+            raise RuntimeError(message)
+        return self._kit
+
+    # What workers tell
+
+    def _on_worker_ready(self, sender: Any, **_: Any) -> None:  # noqa: ANN401
+        if sender.app is self._app:
+            self._sweeper = Sweeper(self._attached.recover)
+            self._sweeper.start()
+
+    def _on_worker_shutdown(self, sender: Any, **_: Any) -> None:  # noqa: ANN401
+        if sender.app is self._app and self._sweeper is not None:
+            self._sweeper.stop()
+
+    def _on_revoked(self, sender: Any, request: Any, *, expired: bool = False, **_: Any) -> None:  # noqa: ANN401
+        """Cancel the run whose message was revoked: Celery throws its messages away from now on."""
+        name = getattr(sender, "name", None)
+        if expired or self._sweeper is None or name is None:
+            return
+        run_id = headers_of(request).get(RUN)
+        key = key_of(request.id)
+        self._sweeper.do_soon(lambda: self._attached.cancel_message(key, run_id))
+
+    def _on_told(self, sender: Any, **_: Any) -> None:  # noqa: ANN401
+        done = self._told.pop(cast("str", sender.request.id), None) if self._told else None
+        if done is None:
+            return
+        try:
+            done()
+        except Exception:
+            _logger.exception("that the end of a run was told could not be written down; it is told again")

@@ -1,0 +1,196 @@
+"""
+How a slice in a Celery worker learns that the worker is stopping.
+
+Celery tells its children nothing of a warm shutdown, and its handlers for SIGTERM end a child in the middle of a task.
+So the main process writes into a byte that all its children see, and a child turns SIGTERM and SIGQUIT into a flag
+while it works a slice.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from billiard.process import current_process
+from celery import signals
+
+#: Where a child that was not forked but started anew finds the byte.
+_VARIABLE = "BATCHKIT_CELERY_STOP_FILE"
+_MAIN_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+_CHILD_SIGNALS = (signal.SIGTERM, signal.SIGQUIT)
+_POLL_SECONDS = 0.05
+
+
+class _Byte:
+    """One byte that a worker's main process and its children share."""
+
+    def __init__(self) -> None:
+        self._memory: mmap.mmap | None = None
+        self._path: str | None = None
+
+    def make(self) -> None:
+        """Make it; children that are started from now on see it."""
+        number, self._path = tempfile.mkstemp(prefix="batchkit-stop-")
+        os.write(number, b"\0")
+        os.environ[_VARIABLE] = self._path
+        self._map(number)
+
+    def find(self) -> None:
+        """Find it in a child that was started anew; a forked one has it."""
+        path = os.environ.get(_VARIABLE)
+        if self._memory is None and path is not None:
+            with suppress(FileNotFoundError):
+                self._map(os.open(path, os.O_RDWR))
+
+    def remove(self) -> None:
+        """Remove its file; those who have it keep it."""
+        if self._path is not None:
+            Path(self._path).unlink(missing_ok=True)
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the worker is stopping."""
+        return self._memory is not None and self._memory[0] == 1
+
+    def set(self) -> None:
+        """Say that the worker is stopping."""
+        if self._memory is not None:
+            self._memory[0] = 1
+
+    def _map(self, number: int) -> None:
+        try:
+            self._memory = mmap.mmap(number, 1)
+        finally:
+            os.close(number)
+
+
+_byte = _Byte()
+_parent: int | None = None
+
+
+class WorkerStop:
+    """Whether the worker that runs this slice is stopping, and why."""
+
+    def __init__(self) -> None:
+        self._signal: str | None = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether the slice should stop."""
+        return self.reason is not None
+
+    @property
+    def reason(self) -> str | None:
+        """Why it should."""
+        if self._signal is not None:
+            return self._signal
+        if _byte.is_set:
+            return "the Celery worker is stopping"
+        if _parent is not None and os.getppid() != _parent:
+            return "the Celery worker is gone"
+        return None
+
+    def request(self, reason: str) -> None:
+        """Ask for a stop; only the first reason is kept."""
+        self._signal = self._signal or reason
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for *seconds* or until the slice should stop; say whether it should."""
+        until = time.monotonic() + seconds
+        while not self.requested and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, _POLL_SECONDS))
+        return self.requested
+
+
+@contextmanager
+def stopping() -> Iterator[WorkerStop]:
+    """
+    Turn the signals that would end this child into a request to stop, for the length of the block.
+
+    The flag is of this slice alone: a child that lives on after its signal would else give back all that it takes. In
+    a worker's main process (pools threads, gevent, solo) Celery's own handlers stay, and the shared byte tells.
+    """
+    stop = WorkerStop()
+    if _is_main_process() or threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        stop.request(signal.Signals(number).name)
+
+    # Celery ignores SIGTERM in children where REMAP_SIGTERM is set; then main decides, and it must stay so.
+    taken = [number for number in _CHILD_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, on_signal) for number in taken}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_main_process() -> bool:
+    return bool(current_process().name == "MainProcess")
+
+
+def _make_byte(**_: Any) -> None:  # noqa: ANN401
+    _byte.make()
+
+
+def _begin_child(**_: Any) -> None:  # noqa: ANN401
+    # No handlers here: billiard replaces them right after.
+    global _parent  # noqa: PLW0603  one child has one parent
+    _byte.find()
+    if not _is_main_process():
+        _parent = os.getppid()
+
+
+def _tell(**_: Any) -> None:  # noqa: ANN401
+    _byte.set()
+
+
+def _wrap_handlers(**_: Any) -> None:  # noqa: ANN401
+    """
+    Have the byte set at the very signal: a cold or soft shutdown tells of itself only when the tasks are gone.
+
+    Celery has installed its handlers by now. They are called as before.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in _MAIN_SIGNALS:
+        handler = signal.getsignal(number)
+        if callable(handler) and not getattr(handler, "is_of_batchkit", False):
+            signal.signal(number, _telling(handler))
+
+
+def _telling(handler: Any) -> Any:  # noqa: ANN401  a signal handler
+    main = os.getpid()
+
+    def tell(number: int, frame: FrameType | None) -> Any:  # noqa: ANN401
+        if os.getpid() == main:  # a child inherits this until it has handlers of its own
+            _byte.set()
+        return handler(number, frame)
+
+    tell.is_of_batchkit = True  # type: ignore[attr-defined]
+    tell.__name__ = getattr(handler, "__name__", "tell")
+    return tell
+
+
+def _remove_byte(**_: Any) -> None:  # noqa: ANN401
+    _byte.remove()
+
+
+# When this module is imported, which is with the app's module: before the worker has started.
+signals.worker_init.connect(_make_byte, weak=False)
+signals.worker_process_init.connect(_begin_child, weak=False)
+signals.worker_shutting_down.connect(_tell, weak=False)
+signals.worker_ready.connect(_wrap_handlers, weak=False)
+signals.worker_shutdown.connect(_remove_byte, weak=False)
