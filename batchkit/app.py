@@ -202,6 +202,13 @@ class BatchKit:
             return self._worker.work_run(run_id, stop=stop)
         return self._worker.work_run(run_id, stop=stop, watch=watch)
 
+    def end_leases_of(self, worker: str) -> None:
+        """End the leases of a worker that is known to be gone, and wake others up for its runs."""
+        for run_id in self._store.runs.held_by(worker):
+            state = self._store.leases.end_leases_of(worker, run_id)
+            _logger.info("a worker is gone", extra={"run_id": run_id, "worker": worker, "state": state.value})
+        self.recover()
+
     def cancel_message(self, key: str, run_id: RunId | None) -> None:
         """Cancel the run that a queue's message started or is about, if there is one that has not ended."""
         self._ready()

@@ -119,6 +119,10 @@ class Kit(Protocol):
         """Sweep once."""
         ...
 
+    def end_leases_of(self, worker: str) -> None:
+        """End the leases of a worker that is known to be gone, and wake others up for its runs."""
+        ...
+
     def cancel_message(self, key: str, run_id: RunId | None) -> None:
         """Cancel the run that a message started or is about, if there is one that can be cancelled."""
         ...

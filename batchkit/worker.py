@@ -19,9 +19,9 @@ _logger = logging.getLogger("batchkit")
 _POLL_SECONDS = 0.2
 
 
-def worker_name() -> str:
-    """Name this process to people: host and process id."""
-    return f"{socket.gethostname()}:{os.getpid()}"
+def worker_name(pid: int | None = None) -> str:
+    """Name this process, or another of this host, to people: host and process id."""
+    return f"{socket.gethostname()}:{pid or os.getpid()}"
 
 
 def _watch_nothing(_: Lease) -> None:

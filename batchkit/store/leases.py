@@ -187,6 +187,13 @@ class Leases:
                 tx, lease.run_id, reason=reason, worker=None, is_interrupt=is_interrupt and not is_exhausted
             )
 
+    def end_leases_of(self, worker: str, run_id: RunId) -> RunState:
+        """End the leases of a worker that is known to be gone on a run at once; give the run's state."""
+        with self._database.transaction() as tx:
+            self._runs.lock(tx, run_id)
+            tx.execute(self._statements.expire(worker, run_id))
+            return self._runs.settle(tx, run_id, reason=f"{worker} is gone", worker=None, is_interrupt=True)
+
     def fail(self, lease: Lease, error: RunError, *, worker: str) -> RunState:
         """
         Give a partition back and make its run failed, unless it has ended in another way meanwhile.

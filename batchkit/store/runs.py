@@ -226,6 +226,11 @@ class Runs:
         with self._database.transaction() as tx:
             tx.execute(self._statements.explain_waiting(run_id, reason))
 
+    def held_by(self, worker: str) -> list[RunId]:
+        """Find the runs that a worker holds leases on."""
+        with self._database.reading() as tx:
+            return [RunId(found) for found in tx.execute(self._statements.held_by(worker)).scalars()]
+
     # What sweeps do
 
     def unattended(self, *, limit: int, run_id: RunId | None = None) -> list[RunId]:

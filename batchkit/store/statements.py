@@ -290,6 +290,25 @@ class Statements:
             )
         )
 
+    def held_by(self, worker: str) -> Select[Any]:
+        """Find the runs that a worker holds leases on."""
+        run, partition = self.run.c, self.partition.c
+        return (
+            select(partition.run_id)
+            .join(self.run, run.id == partition.run_id)
+            .where(run.state == RunState.RUNNING, partition.worker == worker, self._is_live())
+            .distinct()
+        )
+
+    def expire(self, worker: str, run_id: RunId) -> Executable:
+        """Let a worker's leases on a run be over."""
+        partition = self.partition.c
+        return (
+            update(self.partition)
+            .where(partition.run_id == run_id, partition.worker == worker, self._is_live())
+            .values(lease_expires_at=self.clock.now())
+        )
+
     def tally(self, run_id: RunId) -> Select[Any]:
         """Count a run's partitions of items that are open, those of any kind that are not final, and live leases."""
         partition = self.partition.c

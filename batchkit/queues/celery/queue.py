@@ -13,11 +13,13 @@ from batchkit.delivery import Kit
 from batchkit.errors import InvalidDatabase
 from batchkit.job import Definition
 from batchkit.model import WakeUp
-from batchkit.queues.celery.message import HOPS, PARTITION, RUN, WAKE, CeleryMessage, headers_of, key_of
+from batchkit.queues.celery.message import HOPS, PARTITION, RUN, WAKE, CeleryMessage, headers_of, is_task_of, key_of
+from batchkit.queues.celery.request import SliceRequest
 from batchkit.queues.celery.sweeper import Sweeper
+from batchkit.worker import worker_name
 
 if TYPE_CHECKING:
-    from celery import Celery, Signature
+    from celery import Celery, Signature, Task
 
 _logger = logging.getLogger("batchkit")
 _DEFAULT = "default"
@@ -113,10 +115,13 @@ class CeleryQueue:
         self._attached.jobs.when_added(self._register)
 
     def _register(self, job: Definition) -> None:
+        for task in self._app.tasks.values():
+            if is_task_of(task, job):
+                self._adopt(task)
         if job.name in self._app.tasks:
             return
         options: dict[str, Any] = {} if job.options.queue == _DEFAULT else {"queue": job.options.queue}
-        self._app.task(
+        task = self._app.task(
             name=job.name,
             lazy=False,
             shared=False,
@@ -125,6 +130,16 @@ class CeleryQueue:
             max_retries=None,
             **options,
         )(self._attached.jobs.function_of(job.name))
+        self._adopt(task)
+
+    def _adopt(self, task: Task) -> None:
+        task.Request = f"{SliceRequest.__module__}:{SliceRequest.__qualname__}"
+        task.when_child_is_lost = self._on_child_lost
+
+    def _on_child_lost(self, pid: int | None) -> None:
+        """End the leases of a child that is gone: its runs need not wait for them to run out."""
+        if pid is not None and self._sweeper is not None:
+            self._sweeper.do_soon(lambda: self._attached.end_leases_of(worker_name(pid)))
 
     @property
     def _attached(self) -> Kit:

@@ -1,0 +1,46 @@
+"""What a Celery worker's main process does when the child that works a slice is gone."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from billiard.einfo import ExceptionWithTraceback
+from celery.exceptions import WorkerLostError
+from celery.worker.request import Request
+from celery.worker.state import task_ready
+
+_logger = logging.getLogger("batchkit")
+
+
+class SliceRequest(Request):  # type: ignore[misc]  # Celery has no types
+    """
+    Celery's record of a message that a child works.
+
+    A child that is gone is a failure to Celery: it stores one, and calls the error callbacks of a run that goes on by
+    itself. Here it is an interruption.
+    """
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002  Celery's signature
+        """Take note that the child is gone; all else is a failure as ever."""
+        error = exc_info.exception
+        error = error.exc if isinstance(error, ExceptionWithTraceback) else error
+        if not isinstance(error, (WorkerLostError, SystemExit, KeyboardInterrupt)):
+            return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+        _logger.warning("a child was lost in the middle of a slice: %s", error, extra={"task_id": self.id})
+        self._give_up()
+        return None
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:  # noqa: FBT001  Celery's signature
+        """Take note that the child is being killed, since the task's hard time limit is over."""
+        if soft:
+            super().on_timeout(soft, timeout)
+            return
+        _logger.error("the hard time limit of %s s ended a slice; raise it above slice_time", timeout)
+        self._give_up()
+
+    def _give_up(self) -> None:
+        task_ready(self)
+        if self.task.acks_late:
+            self.acknowledge()
+        self.task.when_child_is_lost(getattr(self, "worker_pid", None))

@@ -1,0 +1,95 @@
+"""
+A Celery app with batched jobs, for workers that are stopped and killed: `celery -A tests.queues.celery_app worker`.
+
+Each item's row counts how often it was done, so that an item done twice shows as 2 and a lost one as 0.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from celery import Celery
+from sqlalchemy import insert, select, update
+
+from batchkit import BatchKit, Chunk, Finish, Source, batched, rows
+from batchkit.queues import CeleryQueue
+from tests.queues.ledger import called, item, open_ledger
+
+LEASE_SECONDS = 3.0
+
+app = Celery("tests.queues.celery_app", broker=os.environ["TEST_BROKER"], backend=os.environ.get("TEST_BACKEND"))
+app.conf.update(
+    worker_prefetch_multiplier=1,
+    broker_connection_retry_on_startup=True,
+    worker_hijack_root_logger=False,
+    **{name[5:].lower(): int(value) for name, value in os.environ.items() if name.startswith("CONF_")},
+)
+kit = BatchKit(os.environ["TEST_DATABASE"], queue=CeleryQueue(app))
+
+
+def _items(pause: float = 0.1) -> Source[int]:
+    return rows(select(item.c.id), key=item.c.id)
+
+
+def _result(finish: Finish, pause: float = 0.1) -> dict[str, int]:
+    return {"done": finish.done}
+
+
+@batched(_items, name="count", chunk_size=10, lease=LEASE_SECONDS, finish=_result)
+def count(chunk: Chunk[int], pause: float = 0.1) -> None:
+    """Count each item of the chunk as done once more."""
+    chunk.connection.execute(update(item).where(item.c.id.in_(list(chunk))).values(times=item.c.times + 1))
+    time.sleep(pause)
+
+
+@batched(_items, name="short-slices", chunk_size=10, lease=LEASE_SECONDS, slice_time=0.2, finish=_result)
+def short_slices(chunk: Chunk[int], pause: float = 0.1) -> None:
+    """Do as `count` does, in slices of a chunk or two."""
+    count.function(chunk, pause)
+
+
+@batched(_items, name="fails", chunk_size=10, lease=LEASE_SECONDS)
+def fails(chunk: Chunk[int], pause: float = 0.1) -> None:
+    """Fail at the third chunk."""
+    count.function(chunk, pause)
+    if chunk.number == 3:
+        message = "no third chunk"
+        raise ValueError(message)
+
+
+@app.task(name="decorated")
+@batched(_items, name="decorated-job", chunk_size=10, lease=LEASE_SECONDS, slice_time=0.2, finish=_result)
+def decorated(chunk: Chunk[int], pause: float = 0.1) -> None:
+    """Do as `count` does, as a task that the app has made of the job."""
+    count.function(chunk, pause)
+
+
+@app.task(name="calls-a-job")
+def calls_a_job(pause: float) -> int:
+    """Call a job in the middle of other work."""
+    run = short_slices(pause)
+    note("after the call")
+    return run.progress.done
+
+
+@app.task(name="note")
+def note(*args: object) -> None:
+    """Write down that this was called, and with what."""
+    with open_ledger(os.environ["TEST_DATABASE"]) as tx:
+        tx.execute(insert(called), {"what": repr(args)})
+
+
+@app.task(name="errback")
+def errback(*_: object) -> None:
+    """Write down that an error was told."""
+    note("errback")
+
+
+@app.task(name="sleeps", acks_late=True)
+def sleeps(seconds: float) -> str:
+    """Take time, as other people's tasks do."""
+    note("sleeps begins")
+    time.sleep(seconds)
+    note("sleeps ends")
+    return "slept"

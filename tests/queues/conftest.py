@@ -1,0 +1,119 @@
+"""Brokers, and a bench on which a queue's workers are hurt."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from batchkit import BatchKit, Run, RunState
+from batchkit.queues import InlineQueue
+from batchkit.states import FINAL
+from tests.queues import ledger
+from tests.queues.workers import Crew, crew
+from tests.servers.redis import RedisNotFoundError, RedisServer
+from tests.waiting import eventually
+
+_redis_databases = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """Run a Redis of this test process alone."""
+    try:
+        server = RedisServer()
+    except RedisNotFoundError as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(error))
+    with closing(server):
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """Give the URL of a database of Redis that no other test uses."""
+    return redis_server.url(next(_redis_databases))
+
+
+@dataclass
+class Bench:
+    """Items to be done, a broker, and workers."""
+
+    database: str
+    broker: str
+    crew: Crew
+    kit: BatchKit
+    celery: Celery
+    items: int
+
+    def send(self, task: str, **options: Any) -> str:
+        """Send a message of Celery's, as a program that uses the app does; give its id."""
+        return str(self.celery.send_task(task, **options).id)
+
+    def run(self) -> Run:
+        """Give the only run, once there is one."""
+        (run,) = eventually(self.kit.runs, within=30, message=lambda: f"there is no run\n{self.crew.logs()}")
+        return run
+
+    def wait_done(self, run: Run, *, at_least: int) -> None:
+        """Wait until so many items are done."""
+        eventually(
+            lambda: run.refresh().progress.done >= at_least,
+            within=60,
+            message=lambda: f"{run} did not get on\n{self.crew.logs()}",
+        )
+
+    def wait_end(self, run: Run, *, within: float = 90.0) -> RunState:
+        """Wait for the end of the run."""
+        eventually(
+            lambda: run.refresh().state in FINAL,
+            within=within,
+            message=lambda: f"{run} did not end: {[str(each) for each in run.history()]}\n{self.crew.logs()}",
+        )
+        return run.state
+
+    def check(self, run: Run) -> None:
+        """See that every item was done once, and that the counters agree."""
+        assert RunState.SUCCEEDED == self.wait_end(run), self.crew.logs()
+        assert {1: self.items} == ledger.times(self.database), self.crew.logs()
+        assert (self.items, 0) == (run.progress.done, run.progress.failed)
+        assert 100.0 == run.progress.percent
+
+    def calls(self) -> Counter[str]:
+        """Count what was written down by callbacks."""
+        return Counter(ledger.calls(self.database))
+
+
+@pytest.fixture
+def items() -> int:
+    """Say how many items there are."""
+    return 200
+
+
+@pytest.fixture
+def broker(redis_url: str) -> str:
+    """Give the broker; tests that need another override it."""
+    return redis_url
+
+
+@pytest.fixture
+def bench(postgres_url: str, broker: str, items: int, tmp_path: Path) -> Iterator[Bench]:
+    """Give items in a database, a broker and a crew that is yet to start."""
+    ledger.fill(postgres_url, items=items)
+    env = {"TEST_DATABASE": postgres_url, "TEST_BROKER": broker}
+    with (
+        closing(BatchKit(postgres_url, queue=InlineQueue())) as kit,
+        crew(tmp_path, env) as workers,
+        Celery(broker=broker, set_as_current=False) as celery,
+    ):
+        kit.migrate()
+        yield Bench(database=postgres_url, broker=broker, crew=workers, kit=kit, celery=celery, items=items)

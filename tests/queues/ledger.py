@@ -1,0 +1,51 @@
+"""What the jobs of the queues' tests write, and how it is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    Integer,
+    MetaData,
+    NullPool,
+    String,
+    Table,
+    create_engine,
+    func,
+    insert,
+    select,
+)
+
+metadata = MetaData()
+item = Table("item", metadata, Column("id", Integer, primary_key=True), Column("times", Integer, nullable=False))
+called = Table("called", metadata, Column("id", Integer, primary_key=True), Column("what", String(200)))
+
+
+@contextmanager
+def open_ledger(url: str) -> Iterator[Connection]:
+    """Open a transaction on a connection of its own."""
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.begin() as tx:
+        yield tx
+
+
+def fill(url: str, *, items: int) -> None:
+    """Make the tables, and items that were never done."""
+    with open_ledger(url) as tx:
+        metadata.create_all(tx)
+        tx.execute(insert(item), [{"id": number, "times": 0} for number in range(1, items + 1)])
+
+
+def times(url: str) -> dict[int, int]:
+    """Count the items that were done so often; {1: all} is how it should be."""
+    with open_ledger(url) as tx:
+        return dict(tuple(row) for row in tx.execute(select(item.c.times, func.count()).group_by(item.c.times)))
+
+
+def calls(url: str) -> list[str]:
+    """Give what was written down by `note`."""
+    with open_ledger(url) as tx:
+        return list(tx.execute(select(called.c.what).order_by(called.c.id)).scalars())

@@ -1,0 +1,157 @@
+"""Real workers of real queues, and what deploys, restarts and crashes do to them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.waiting import eventually
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+class QueueWorker:
+    """A worker's main process with its children."""
+
+    def __init__(self, command: list[str], *, ready: str, log: Path, env: Mapping[str, str]) -> None:
+        self._log = log
+        self._seen: set[int] = set()
+        with log.open("ab") as stream:
+            self._process = subprocess.Popen(
+                command,
+                cwd=_ROOT,
+                env={**os.environ, **env},
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,
+            )
+        eventually(
+            lambda: ready in log.read_text(errors="replace") or self._process.poll() is not None,
+            within=60,
+            message=lambda: f"the worker is not ready:\n{self.log()}",
+        )
+        assert self.is_alive, self.log()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the main process runs."""
+        return self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The main process."""
+        return self._process.pid
+
+    def children(self) -> list[int]:
+        """Give the processes that it has started, and that those have."""
+        found = _children(self.pid)
+        self._seen.update(found)
+        return found
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the main process."""
+        self._process.send_signal(number)
+
+    def send_children(self, number: signal.Signals) -> None:
+        """Send a signal to its children."""
+        for pid in self.children():
+            _send(pid, number)
+
+    def send_all(self, number: signal.Signals) -> None:
+        """Send a signal to every process, as Heroku and systemd do."""
+        children = self.children()
+        self.send(number)
+        for pid in children:
+            _send(pid, number)
+
+    def wait(self, *, within: float = 60.0) -> int:
+        """Wait for the end of the main process and give its exit code."""
+        try:
+            return self._process.wait(timeout=within)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the worker did not end:\n{self.log()}") from None
+
+    def end(self) -> None:
+        """Kill whatever is left of it."""
+        self.children()
+        if self.is_alive:
+            self._process.kill()
+        self._process.wait(timeout=30)
+        for pid in self._seen:
+            if _is_of_group(pid, self.pid):
+                _send(pid, signal.SIGKILL)
+
+    def log(self) -> str:
+        """Give what it wrote."""
+        return self._log.read_text(errors="replace")[-6000:]
+
+
+class Crew:
+    """Starts workers that end with the test."""
+
+    def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
+        self._folder = folder
+        self._env = dict(env)
+        self.workers: list[QueueWorker] = []
+
+    def celery(self, *options: str, env: Mapping[str, str] | None = None) -> QueueWorker:
+        """Start a stock Celery worker."""
+        number = len(self.workers)
+        command = [sys.executable, "-m", "celery", "-A", "tests.queues.celery_app", "worker", "-l", "INFO"]
+        command += ["--without-mingle", "--without-gossip", "-n", f"w{number}@%h", *options]
+        return self._start(command, ready=" ready.", env=env)
+
+    def _start(self, command: list[str], *, ready: str, env: Mapping[str, str] | None) -> QueueWorker:
+        log = self._folder / f"worker-{len(self.workers)}.log"
+        log.touch()
+        worker = QueueWorker(command, ready=ready, log=log, env={**self._env, **(env or {})})
+        self.workers.append(worker)
+        return worker
+
+    def logs(self) -> str:
+        """Give what all of them wrote."""
+        return "\n".join(f"--- worker {number}\n{worker.log()}" for number, worker in enumerate(self.workers))
+
+
+@contextmanager
+def crew(folder: Path, env: Mapping[str, str]) -> Iterator[Crew]:
+    """Give a crew whose workers end with the block."""
+    made = Crew(folder, env)
+    try:
+        yield made
+    finally:
+        for worker in made.workers:
+            worker.end()
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            direct = [int(each) for each in task.read_text().split()]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        for child in direct:
+            found += [child, *_children(child)]
+    return found
+
+
+def _is_of_group(pid: int, session: int) -> bool:
+    """Tell whether *pid* is still one of ours, and no other process that got its number."""
+    try:
+        return os.getsid(pid) == session
+    except ProcessLookupError:
+        return False
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return

@@ -1,0 +1,49 @@
+"""Server processes that end with the tests, however those end."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+# Below the ports that the system gives to outgoing connections, so that none of those takes ours while we restart.
+_PORTS = range(20_000, 32_000)
+
+
+def free_port() -> int:
+    """Give a port that nothing listens on."""
+    for port in random.sample(_PORTS, k=100):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError(f"100 ports between {_PORTS.start} and {_PORTS.stop} are all taken")
+
+
+def start(command: list[str], *, log: Path, cwd: Path, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Start a server that is killed when this process is gone, and writes to *log*."""
+    guard = shutil.which("setpriv")
+    guarded = [guard, "--pdeathsig", "KILL", "--", *command] if guard else command
+    with log.open("ab") as stream:
+        return subprocess.Popen(
+            guarded,
+            cwd=cwd,
+            # Nothing of the tests' environment, which may name other servers.
+            env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC", "HOME": str(cwd), **(env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+        )
+
+
+def answers(port: int) -> bool:
+    """Tell whether something accepts connections on *port*."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
