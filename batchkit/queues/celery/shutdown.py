@@ -14,14 +14,15 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from billiard.process import current_process
 from celery import signals
+from celery.concurrency.solo import TaskPool as SoloPool
 
 #: Where a child that was not forked but started anew finds the byte.
 _VARIABLE = "BATCHKIT_CELERY_STOP_FILE"
@@ -117,11 +118,15 @@ def stopping() -> Iterator[WorkerStop]:
     Turn the signals that would end this child into a request to stop, for the length of the block.
 
     The flag is of this slice alone: a child that lives on after its signal would else give back all that it takes. In
-    a worker's main process (pools threads, gevent, solo) Celery's own handlers stay, and the shared byte tells.
+    a worker's main process (pools threads, gevent, solo) the shared byte tells, and Celery's own handlers stay.
     """
     stop = WorkerStop()
-    if _is_main_process() or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield stop
+        return
+    if _is_main_process():
+        with _deferred.block() if _deferred.is_wanted else nullcontext():
+            yield stop
         return
 
     def on_signal(number: int, _: FrameType | None) -> None:
@@ -135,6 +140,43 @@ def stopping() -> Iterator[WorkerStop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class _Deferred:
+    """
+    Celery's handler for the first signal in the middle of a slice, called when the slice has ended.
+
+    In the pool solo the main process works the slice itself, and Celery's handler for a cold shutdown raises an error
+    in the middle of whatever that does. A second signal goes to Celery at once.
+    """
+
+    def __init__(self) -> None:
+        #: whether this worker's pool is solo
+        self.is_wanted = False
+        self._is_in_slice = False
+        self._call: Callable[[], object] | None = None
+
+    def take(self, call: Callable[[], object]) -> bool:
+        """Keep a handler's call for the end of the slice, if one is being worked and no call is kept yet."""
+        if not self._is_in_slice or self._call is not None:
+            return False
+        self._call = call
+        return True
+
+    @contextmanager
+    def block(self) -> Iterator[None]:
+        """Keep a call for the end of the block."""
+        self._is_in_slice = True
+        try:
+            yield
+        finally:
+            self._is_in_slice = False
+            call, self._call = self._call, None
+            if call is not None:
+                call()
+
+
+_deferred = _Deferred()
 
 
 def _is_main_process() -> bool:
@@ -157,7 +199,7 @@ def _tell(**_: Any) -> None:  # noqa: ANN401
     _byte.set()
 
 
-def _wrap_handlers(**_: Any) -> None:  # noqa: ANN401
+def _wrap_handlers(sender: Any, **_: Any) -> None:  # noqa: ANN401
     """
     Have the byte set at the very signal: a cold or soft shutdown tells of itself only when the tasks are gone.
 
@@ -165,6 +207,7 @@ def _wrap_handlers(**_: Any) -> None:  # noqa: ANN401
     """
     if threading.current_thread() is not threading.main_thread():
         return
+    _deferred.is_wanted = isinstance(sender.pool, SoloPool)
     for number in _MAIN_SIGNALS:
         handler = signal.getsignal(number)
         if callable(handler) and not getattr(handler, "is_of_batchkit", False):
@@ -177,6 +220,8 @@ def _telling(handler: Any) -> Any:  # noqa: ANN401  a signal handler
     def tell(number: int, frame: FrameType | None) -> Any:  # noqa: ANN401
         if os.getpid() == main:  # a child inherits this until it has handlers of its own
             _byte.set()
+            if _deferred.take(lambda: handler(number, frame)):
+                return None
         return handler(number, frame)
 
     tell.is_of_batchkit = True  # type: ignore[attr-defined]
