@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -59,6 +61,18 @@ class Bench:
         """Send a message of Celery's, as a program that uses the app does; give its id."""
         return str(self.celery.send_task(task, **options).id)
 
+    def start(self, job: str, **params: object) -> Run:
+        """Start a run as a deploy script does."""
+        return self.kit.run(self.command("start", job, *(f"{name}={value}" for name, value in params.items())))
+
+    def command(self, *arguments: str) -> str:
+        """Run a command of batchkit's on the app that the workers run; give what it printed."""
+        command = [sys.executable, "-m", "batchkit", "-A", "tests.queues.celery_app:kit", *arguments]
+        environment = {**os.environ, **self.crew.env}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert 0 == done.returncode, done.stderr
+        return done.stdout.strip()
+
     def run(self) -> Run:
         """Give the only run, once there is one."""
         (run,) = eventually(self.kit.runs, within=30, message=lambda: f"there is no run\n{self.crew.logs()}")
@@ -106,14 +120,20 @@ def broker(redis_url: str) -> str:
 
 
 @pytest.fixture
-def bench(postgres_url: str, broker: str, items: int, tmp_path: Path) -> Iterator[Bench]:
+def results(redis_url: str) -> str:
+    """Give the place where Celery keeps results."""
+    return redis_url
+
+
+@pytest.fixture
+def bench(postgres_url: str, broker: str, results: str, items: int, tmp_path: Path) -> Iterator[Bench]:
     """Give items in a database, a broker and a crew that is yet to start."""
     ledger.fill(postgres_url, items=items)
-    env = {"TEST_DATABASE": postgres_url, "TEST_BROKER": broker}
+    env = {"TEST_DATABASE": postgres_url, "TEST_BROKER": broker, "TEST_BACKEND": results}
     with (
         closing(BatchKit(postgres_url, queue=InlineQueue())) as kit,
         crew(tmp_path, env) as workers,
-        Celery(broker=broker, set_as_current=False) as celery,
+        Celery(broker=broker, backend=results, set_as_current=False) as celery,
     ):
         kit.migrate()
         yield Bench(database=postgres_url, broker=broker, crew=workers, kit=kit, celery=celery, items=items)

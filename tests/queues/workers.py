@@ -88,8 +88,12 @@ class QueueWorker:
                 _send(pid, signal.SIGKILL)
 
     def log(self) -> str:
-        """Give what it wrote."""
-        return self._log.read_text(errors="replace")[-6000:]
+        """Give the end of what it wrote."""
+        return self.whole_log()[-6000:]
+
+    def whole_log(self) -> str:
+        """Give all that it wrote."""
+        return self._log.read_text(errors="replace")
 
 
 class Crew:
@@ -97,7 +101,7 @@ class Crew:
 
     def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
         self._folder = folder
-        self._env = dict(env)
+        self.env = dict(env)
         self.workers: list[QueueWorker] = []
 
     def celery(self, *options: str, env: Mapping[str, str] | None = None) -> QueueWorker:
@@ -110,7 +114,7 @@ class Crew:
     def _start(self, command: list[str], *, ready: str, env: Mapping[str, str] | None) -> QueueWorker:
         log = self._folder / f"worker-{len(self.workers)}.log"
         log.touch()
-        worker = QueueWorker(command, ready=ready, log=log, env={**self._env, **(env or {})})
+        worker = QueueWorker(command, ready=ready, log=log, env={**self.env, **(env or {})})
         self.workers.append(worker)
         return worker
 

@@ -10,6 +10,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from batchkit.errors import BatchkitError
+
 _logger = logging.getLogger("batchkit")
 _EVERY_SECONDS = 5.0
 _FORK_WAITS_SECONDS = 2.0
@@ -59,6 +61,8 @@ class Sweeper:
             with self._at_work:
                 try:
                     step()
+                except BatchkitError as error:
+                    _logger.warning("a sweep failed; another follows: %s", error)
                 except Exception:
                     _logger.warning("a sweep failed; another follows", exc_info=True)
 

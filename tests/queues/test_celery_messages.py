@@ -1,0 +1,214 @@
+"""One message is one run, however often it is delivered; what is composed around it fires once, at its real end."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import pytest
+import redis
+from celery import Signature, chain, chord, group
+
+from batchkit import Run, RunState
+from tests.queues.conftest import Bench
+from tests.servers.redis import RedisServer
+from tests.waiting import eventually
+
+_ONE_CHILD = ("--pool", "prefork", "-c", "1")
+
+
+def _task(bench: Bench, name: str, *args: object, **kwargs: object) -> Signature:
+    return bench.celery.signature(name, args=args, kwargs=kwargs)
+
+
+def _note(bench: Bench) -> Signature:
+    return _task(bench, "note")
+
+
+def _check_noted(bench: Bench, *expected: object) -> None:
+    """See that these were noted, each once, and nothing else."""
+    noted = {repr(args): 1 for args in expected}
+    eventually(
+        lambda: bench.calls() == noted, within=30, message=lambda: f"{bench.calls()}, not {noted}\n{bench.crew.logs()}"
+    )
+
+
+@pytest.mark.parametrize("task", ["short-slices", "decorated"])
+def test_a_chain_goes_on_at_the_real_end_after_many_slices(bench: Bench, task: str):
+    bench.crew.celery(*_ONE_CHILD)
+    result = chain(_task(bench, task, pause=0.02), _note(bench))()
+    bench.check(bench.run())
+    _check_noted(bench, ({"done": bench.items},))
+    eventually(result.successful, within=10, message="the chain's result is not there")
+    assert {"done": bench.items} == result.parent.get(timeout=5)
+
+
+def test_a_chord_fires_once_when_all_its_runs_have_ended(bench: Bench):
+    bench.crew.celery("--pool", "prefork", "-c", "2")
+    chord(group(_task(bench, "short-slices", pause=0.01) for _ in range(2)), _note(bench))()
+    eventually(lambda: len(bench.kit.runs()) == 2, within=30, message=bench.crew.logs)
+    for run in bench.kit.runs():
+        assert RunState.SUCCEEDED == bench.wait_end(run)
+    _check_noted(bench, ([{"done": bench.items}, {"done": bench.items}],))
+
+
+def test_a_chain_survives_shutdowns_and_kills(bench: Bench):
+    first = bench.crew.celery(*_ONE_CHILD)
+    chain(_task(bench, "count", pause=0.1), _note(bench))()
+    run = bench.run()
+    bench.wait_done(run, at_least=20)
+    second = bench.crew.celery(*_ONE_CHILD)
+    first.send_all(signal.SIGTERM)
+    first.wait()
+    bench.wait_done(run, at_least=80)
+    bench.crew.celery(*_ONE_CHILD)
+    second.send_all(signal.SIGKILL)
+    bench.check(run)
+    _check_noted(bench, ({"done": bench.items},))
+
+
+def test_a_killed_child_is_no_failure_to_those_who_wait(bench: Bench):
+    worker = bench.crew.celery(*_ONE_CHILD)
+    bench.send("count", kwargs={"pause": 0.1}, link=_note(bench), link_error=_task(bench, "errback"))
+    run = bench.run()
+    bench.wait_done(run, at_least=20)
+    worker.send_children(signal.SIGKILL)
+    bench.check(run)
+    _check_noted(bench, ({"done": bench.items},))
+
+
+def test_a_failure_is_told_once(bench: Bench):
+    bench.crew.celery(*_ONE_CHILD)
+    bench.send("fails", kwargs={"pause": 0.01}, link=_note(bench), link_error=_task(bench, "errback"))
+    run = bench.run()
+    assert RunState.FAILED == bench.wait_end(run)
+    _check_noted(bench, ("errback",))
+    assert "no third chunk" in str(run.error)
+
+
+def test_copies_of_a_message_are_one_run(bench: Bench):
+    for _ in range(3):
+        bench.send("short-slices", task_id="the-same", kwargs={"pause": 0.02}, link=_note(bench))
+    bench.crew.celery("--pool", "prefork", "-c", "2")
+    run = bench.run()
+    bench.check(run)
+    _check_noted(bench, ({"done": bench.items},))
+    # And one that comes after the end.
+    bench.send("short-slices", task_id="the-same", kwargs={"pause": 0.02}, link=_note(bench))
+    bench.send("note", args=("later",))
+    _check_noted(bench, ({"done": bench.items},), ("later",))
+    bench.check(bench.run())
+
+
+def test_a_run_that_is_started_by_a_program_is_worked_and_leaves_no_result(bench: Bench, redis_url: str):
+    bench.crew.celery(*_ONE_CHILD)
+    run = bench.start("short-slices", pause=0.01)
+    bench.check(run)
+    with redis.Redis.from_url(redis_url) as client:
+        assert [] == client.keys("celery-task-meta-*")
+
+
+def test_progress_is_shown_where_celery_progress_looks(bench: Bench):
+    bench.crew.celery(*_ONE_CHILD)
+    result = bench.celery.AsyncResult(bench.send("count", kwargs={"pause": 0.15}))
+    seen: dict[str, Any] = eventually(
+        lambda: result.state == "PROGRESS" and result.info, within=30, message=bench.crew.logs
+    )
+    assert {"pending", "current", "total", "percent", "description"} == set(seen)
+    assert (bench.items, False) == (seen["total"], seen["pending"])
+    assert 0 < seen["current"] <= bench.run().progress.done
+    bench.check(bench.run())
+    assert {"done": bench.items} == result.get(timeout=10)
+
+
+def test_a_task_that_calls_a_job_goes_on_with_the_same_run_when_it_comes_again(bench: Bench):
+    bench.crew.celery(*_ONE_CHILD)
+    for _ in range(2):
+        bench.send("calls-a-job", task_id="caller", args=(0.01,))
+    _check_noted_times(bench, "after the call", 2)
+    bench.check(bench.run())
+
+
+def _check_noted_times(bench: Bench, what: str, count: int) -> None:
+    noted = {repr((what,)): count}
+    eventually(lambda: bench.calls() == noted, within=30, message=bench.crew.logs)
+
+
+def test_to_revoke_a_message_is_to_cancel_its_run(bench: Bench):
+    bench.crew.celery(*_ONE_CHILD)
+    sent = bench.send("short-slices", kwargs={"pause": 0.2}, link=_note(bench))
+    run = bench.run()
+    bench.wait_done(run, at_least=10)
+    bench.celery.control.revoke(sent)
+    assert RunState.CANCELLED == bench.wait_end(run)
+    assert {} == bench.calls()
+
+
+def test_a_paused_run_parks_its_message(bench: Bench):
+    bench.crew.celery(*_ONE_CHILD)
+    chain(_task(bench, "count", pause=0.05), _note(bench))()
+    run = bench.run()
+    bench.wait_done(run, at_least=10)
+    run.pause()
+    eventually(lambda: run.refresh().state is RunState.PAUSED, within=10, message=bench.crew.logs)
+    assert {} == bench.calls()
+    _resume(bench, run)
+    bench.check(run)
+    _check_noted(bench, ({"done": bench.items},))
+
+
+def _resume(bench: Bench, run: Run) -> None:
+    """Resume it through the queue of the app, whose workers are to go on with it."""
+    bench.command("resume", run.id, "--detach")
+
+
+def test_a_flushed_broker_costs_time_and_no_work(bench: Bench, redis_url: str):
+    run = bench.start("short-slices", pause=0.01)
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushdb()
+    bench.crew.celery(*_ONE_CHILD)
+    bench.check(run)
+
+
+def test_a_broker_that_is_down_at_the_hand_over_costs_time_and_no_work(bench: Bench, redis_server: RedisServer):
+    worker = bench.crew.celery(*_ONE_CHILD)
+    run = bench.start("count", pause=0.15)
+    bench.wait_done(run, at_least=10)
+    redis_server.stop()
+    worker.send_all(signal.SIGTERM)
+    eventually(lambda: run.refresh().state is RunState.QUEUED, within=30, message=bench.crew.logs)
+    redis_server.restart()
+    bench.crew.celery(*_ONE_CHILD)
+    bench.check(run)
+
+
+def test_other_peoples_tasks_behave_as_before(bench: Bench):
+    worker = bench.crew.celery(*_ONE_CHILD)
+    bench.start("short-slices", pause=0.01)
+    bench.check(bench.run())
+    bench.send("sleeps", args=(1.5,))
+    eventually(lambda: bench.calls() == {repr(("sleeps begins",)): 1}, within=30, message=bench.crew.logs)
+    worker.send(signal.SIGTERM)
+    assert 0 == worker.wait()
+    # A warm shutdown lets it end, as it does without batchkit.
+    assert {repr(("sleeps begins",)): 1, repr(("sleeps ends",)): 1} == bench.calls()
+
+
+def test_params_that_do_not_fit_fail_the_task_and_start_no_run(bench: Bench):
+    bench.crew.celery(*_ONE_CHILD)
+    bench.send("short-slices", kwargs={"pauze": 1}, link_error=_task(bench, "errback"))
+    _check_noted(bench, ("errback",))
+    assert [] == bench.kit.runs()
+    assert "pauze" in bench.crew.logs()
+
+
+def test_a_database_that_is_away_keeps_the_message(bench: Bench):
+    bench.send("short-slices", kwargs={"pause": 0.01}, link=_note(bench))
+    url = f"{bench.database}_not_there"
+    lost = bench.crew.celery(*_ONE_CHILD, env={"TEST_DATABASE": url})
+    eventually(lambda: "a message comes again" in lost.whole_log(), within=30, message=bench.crew.logs)
+    lost.send(signal.SIGTERM)
+    lost.wait()
+    bench.crew.celery(*_ONE_CHILD)
+    bench.check(bench.run())
+    _check_noted(bench, ({"done": bench.items},))
