@@ -209,6 +209,10 @@ class BatchKit:
             _logger.info("a worker is gone", extra={"run_id": run_id, "worker": worker, "state": state.value})
         self.recover()
 
+    def announced(self, run_id: RunId) -> None:
+        """Take note that the end of a run was told to those who wait at the queue."""
+        self._store.runs.announced(run_id)
+
     def cancel_message(self, key: str, run_id: RunId | None) -> None:
         """Cancel the run that a queue's message started or is about, if there is one that has not ended."""
         self._ready()
@@ -228,6 +232,7 @@ class BatchKit:
     def supervise(self, *, every: float = _SUPERVISE_SECONDS, stop: Stop | None = None) -> None:
         """Sweep every few seconds until SIGTERM or SIGINT. Any number of supervisors at once is safe."""
         with Stop() as own, stopped_by_signals(stop or own) as stopping:
+            _logger.info("sweeping", extra={"every_seconds": every})
             while not stopping.requested:
                 try:
                     self.recover()

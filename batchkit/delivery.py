@@ -102,6 +102,10 @@ class Message(Protocol):
         """End this delivery and have the same message delivered after *seconds*."""
         ...
 
+    def fails(self) -> None:
+        """Be told that the error raised next is the end of its task, however often the queue would try again."""
+        ...
+
     def when_told(self, done: Callable[[], None]) -> None:
         """Call *done* once the queue has told of the end that this delivery is about to give."""
         ...
@@ -121,6 +125,10 @@ class Kit(Protocol):
 
     def end_leases_of(self, worker: str) -> None:
         """End the leases of a worker that is known to be gone, and wake others up for its runs."""
+        ...
+
+    def announced(self, run_id: RunId) -> None:
+        """Take note that the end of a run was told."""
         ...
 
     def cancel_message(self, key: str, run_id: RunId | None) -> None:
@@ -161,7 +169,8 @@ class Deliveries:
         """
         try:
             self._ready()
-            run_id = message.run_id or self._join(message, job, params)
+            known = message.run_id or self._store.runs.find(start_key=message.key)
+            run_id = known or self._join(message, job, params)
             record = self._store.runs.load(run_id)
         except InvalidParams:
             raise
@@ -179,6 +188,7 @@ class Deliveries:
             record = self._store.runs.load(run_id)
             return message.parked() if outcome is None else self._tell(message, record, outcome)
         except (RunFailed, RunCancelled):
+            message.fails()
             raise
         except message.ends:
             raise
@@ -230,10 +240,12 @@ class Deliveries:
                 outcome = self._worker.work_partition(
                     run_id, partition, wake_no=wake_no, stop=stop, watch=reporter.watch
                 )
-            except BaseException:
+            except BaseException as error:
                 # The worker's own end, in the middle of a chunk: that was rolled back and the lease given back.
                 wake_run(self._store, self._queue, run_id, partition=partition)
-                raise
+                if not stop.is_interruption(error):
+                    raise
+                return Outcome(Ending.INTERRUPTED, chunks=0, items=0, error=error)
             if outcome is None or outcome.ending not in {Ending.INTERRUPTED, Ending.EXHAUSTED}:
                 return outcome
             if outcome.ending is Ending.EXHAUSTED:

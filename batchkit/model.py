@@ -243,3 +243,5 @@ class WakeUp:
     #: since when it waits, and the moment of asking, by the database's clock
     due_at: datetime
     asked_at: datetime
+    #: whether its run has ended, and all that is left is to tell of that
+    is_announcement: bool = False

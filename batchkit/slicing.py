@@ -139,12 +139,10 @@ class _Slice:
             return self._work()
         except LeaseLost as error:
             return self._lost(error)
-        except Exception as error:  # noqa: BLE001  the user's function may raise anything
-            return self._end_after(error)
-        except BaseException as error:
-            self._give_back(
-                f"interrupted: {self._around.stop.reason or type(error).__name__}, the chunk was rolled back"
-            )
+        except BaseException as error:  # the user's function may raise anything
+            if isinstance(error, Exception) and not self._around.stop.is_interruption(error):
+                return self._end_after(error)
+            self._give_back(error)
             raise
 
     def _work(self) -> Outcome:
@@ -431,8 +429,12 @@ class _Slice:
             self._quietly(lambda: self._around.store.leases.lengthen(self._lease))
         return self._outcome(Ending.LOST, error)
 
-    def _give_back(self, reason: str) -> None:
-        self._held.rollback()
+    def _give_back(self, error: BaseException) -> None:
+        """Give the partition back after an error that was raised into the slice, at whatever place it was."""
+        # Perhaps in the middle of talking to the database: nothing more can be said on that connection.
+        self._held.discard()
+        what = self._around.stop.reason or type(error).__name__
+        reason = f"interrupted: {what}, the chunk was rolled back"
         self._quietly(lambda: self._around.store.leases.release(self._lease, reason=reason))
 
     def _quietly(self, step: Callable[[], object]) -> None:

@@ -54,6 +54,10 @@ class Stop:
             select.select([self._reader], [], [], seconds)
         return self.requested
 
+    def is_interruption(self, error: BaseException) -> bool:  # noqa: ARG002  nobody raises errors into these slices
+        """Say whether *error* was raised into the slice to cut it short, and is no error of the job."""
+        return False
+
     def close(self) -> None:
         """Give the pipe back."""
         os.close(self._reader)
@@ -111,6 +115,10 @@ class Stopping(Protocol):
 
     def wait(self, seconds: float) -> bool:
         """Wait for *seconds* or until it should stop; say whether it should."""
+        ...
+
+    def is_interruption(self, error: BaseException) -> bool:
+        """Say whether *error* was raised into the slice to cut it short, and is no error of the job."""
         ...
 
 

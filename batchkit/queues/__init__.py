@@ -10,10 +10,11 @@ from batchkit.queues.local import LocalQueue
 
 if TYPE_CHECKING:
     from batchkit.queues.celery import CeleryQueue
+    from batchkit.queues.rq import RQQueue
 
-_NEEDS_A_PACKAGE = {"CeleryQueue": "celery"}
+_NEEDS_A_PACKAGE = {"CeleryQueue": "celery", "RQQueue": "rq"}
 
-__all__ = ["CeleryQueue", "InlineQueue", "LocalQueue"]
+__all__ = ["CeleryQueue", "InlineQueue", "LocalQueue", "RQQueue"]
 
 
 def __getattr__(name: str) -> object:

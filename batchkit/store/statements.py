@@ -20,6 +20,7 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    true,
     update,
 )
 from sqlalchemy.sql.base import Executable
@@ -444,6 +445,7 @@ class Statements:
                 run.message,
                 run.finished_at.label("due_at"),
                 self.clock.now().label("asked_at"),
+                true().label("is_announcement"),
             )
             .join(self.partition, and_(partition.run_id == run.id, partition.number == 0))
             .where(run.announce_at <= self.clock.now())

@@ -56,6 +56,8 @@ class Bench:
     kit: BatchKit
     celery: Celery
     items: int
+    #: the kit that commands work with
+    app: str = "tests.queues.celery_app:kit"
 
     def send(self, task: str, **options: Any) -> str:
         """Send a message of Celery's, as a program that uses the app does; give its id."""
@@ -67,7 +69,7 @@ class Bench:
 
     def command(self, *arguments: str) -> str:
         """Run a command of batchkit's on the app that the workers run; give what it printed."""
-        command = [sys.executable, "-m", "batchkit", "-A", "tests.queues.celery_app:kit", *arguments]
+        command = [sys.executable, "-m", "batchkit", "-A", self.app, *arguments]
         environment = {**os.environ, **self.crew.env}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert 0 == done.returncode, done.stderr

@@ -111,6 +111,21 @@ class Crew:
         command += ["--without-mingle", "--without-gossip", "-n", f"w{number}@%h", *options]
         return self._start(command, ready=" ready.", env=env)
 
+    def rq(self, *options: str, kind: str = "rq.Worker", env: Mapping[str, str] | None = None) -> QueueWorker:
+        """Start a stock RQ worker."""
+        command = [sys.executable, "-m", "rq.cli", "worker", "-u", self.env["TEST_BROKER"], "-w", kind, *options]
+        return self._start([*command, "default"], ready="Listening on", env=env)
+
+    def rq_pool(self, *options: str, number: int = 2) -> QueueWorker:
+        """Start a stock pool of RQ workers."""
+        command = [sys.executable, "-m", "rq.cli", "worker-pool", "-u", self.env["TEST_BROKER"], "-n", str(number)]
+        return self._start([*command, *options, "default"], ready="Listening on", env=None)
+
+    def supervisor(self, app: str) -> QueueWorker:
+        """Start the process that sweeps for RQ."""
+        command = [sys.executable, "-m", "batchkit", "-A", app, "supervise"]
+        return self._start(command, ready="sweeping", env=None)
+
     def _start(self, command: list[str], *, ready: str, env: Mapping[str, str] | None) -> QueueWorker:
         log = self._folder / f"worker-{len(self.workers)}.log"
         log.touch()

@@ -113,6 +113,9 @@ class CeleryMessage:
         """Have Celery deliver the same message after *seconds*."""
         raise self._task.retry(countdown=seconds, max_retries=None, throw=False)
 
+    def fails(self) -> None:
+        """Do nothing: an error ends a Celery task, unless the app has asked for something else."""
+
     def when_told(self, done: Callable[[], None]) -> None:
         """Call *done* once the callbacks went out and the result is stored."""
         if self.is_eager:

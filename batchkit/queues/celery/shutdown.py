@@ -23,6 +23,7 @@ from typing import Any
 from billiard.process import current_process
 from celery import signals
 from celery.concurrency.solo import TaskPool as SoloPool
+from celery.exceptions import SoftTimeLimitExceeded
 
 #: Where a child that was not forked but started anew finds the byte.
 _VARIABLE = "BATCHKIT_CELERY_STOP_FILE"
@@ -110,6 +111,10 @@ class WorkerStop:
         while not self.requested and (left := until - time.monotonic()) > 0:
             time.sleep(min(left, _POLL_SECONDS))
         return self.requested
+
+    def is_interruption(self, error: BaseException) -> bool:
+        """Say whether *error* was raised into the slice to cut it short, and is no error of the job."""
+        return isinstance(error, SoftTimeLimitExceeded)
 
 
 @contextmanager

@@ -1,0 +1,90 @@
+"""
+Batched jobs for RQ workers that are stopped and killed.
+
+Each item's row counts how often it was done, so that an item done twice shows as 2 and a lost one as 0.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from redis import Redis
+from sqlalchemy import insert, select, update
+
+from batchkit import BatchKit, Chunk, Finish, Source, batched, rows
+from batchkit.queues import RQQueue
+from tests.queues.ledger import called, item, open_ledger
+
+LEASE_SECONDS = 3.0
+
+kit = BatchKit(
+    os.environ["TEST_DATABASE"],
+    queue=RQQueue(Redis.from_url(os.environ["TEST_BROKER"]), serializer=os.environ.get("TEST_SERIALIZER")),
+)
+
+
+def _items(pause: float = 0.1) -> Source[int]:
+    return rows(select(item.c.id), key=item.c.id)
+
+
+def _result(finish: Finish, pause: float = 0.1) -> dict[str, int]:
+    return {"done": finish.done}
+
+
+@batched(_items, chunk_size=10, lease=LEASE_SECONDS, finish=_result)
+def count(chunk: Chunk[int], pause: float = 0.1) -> None:
+    """Count each item of the chunk as done once more."""
+    chunk.connection.execute(update(item).where(item.c.id.in_(list(chunk))).values(times=item.c.times + 1))
+    time.sleep(pause)
+
+
+@batched(_items, chunk_size=10, lease=LEASE_SECONDS, slice_time=0.2, finish=_result)
+def short_slices(chunk: Chunk[int], pause: float = 0.1) -> None:
+    """Do as `count` does, in slices of a chunk or two."""
+    count.function(chunk, pause)
+
+
+@batched(_items, chunk_size=10, lease=LEASE_SECONDS)
+def fails(chunk: Chunk[int], pause: float = 0.1) -> None:
+    """Fail at the third chunk."""
+    count.function(chunk, pause)
+    if chunk.number == 3:
+        message = "no third chunk"
+        raise ValueError(message)
+
+
+@batched(_items, chunk_size=50, lease=LEASE_SECONDS)
+def long_chunks(chunk: Chunk[int], pause: float = 0.1) -> None:
+    """Take long over the chunks, the first time that each is tried."""
+    count.function(chunk, pause if not chunk.number % 2 else 0)
+
+
+def calls_a_job(pause: float) -> int:
+    """Call a job in the middle of other work."""
+    done = short_slices(pause).progress.done
+    note("after the call")
+    return done
+
+
+def note(*args: object) -> None:
+    """Write down that this was called, and with what."""
+    with open_ledger(os.environ["TEST_DATABASE"]) as tx:
+        tx.execute(insert(called), {"what": repr(args)})
+
+
+def on_success(job: object, connection: object, result: object) -> None:
+    """Write down that a job succeeded."""
+    note("success", result)
+
+
+def on_failure(job: object, connection: object, kind: object, error: object, traceback: object) -> None:
+    """Write down that a job failed."""
+    note("failure", type(error).__name__)
+
+
+def sleeps(seconds: float) -> None:
+    """Take time, as other people's jobs do."""
+    note("sleeps begins")
+    time.sleep(seconds)
+    note("sleeps ends")

@@ -1,0 +1,101 @@
+"""Whatever ends an RQ worker, by whatever signals: every item is done once, and nothing is left among the failed."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+
+import pytest
+from redis import Redis
+from rq import Callback, Queue
+from rq.job import JobStatus
+
+from tests.queues.conftest import Bench
+from tests.queues.workers import QueueWorker
+from tests.waiting import eventually
+
+_TERM, _KILL, _INT = signal.SIGTERM, signal.SIGKILL, signal.SIGINT
+_APP = "tests.queues.rq_app"
+
+Fault = Callable[[QueueWorker], object]
+
+
+def _term_then_kill(worker: QueueWorker) -> None:
+    worker.send(_TERM)
+    worker.send_all(_KILL)
+
+
+#: Faults of a worker, and whether its main process is to end of them.
+FAULTS: dict[str, tuple[Fault, bool]] = {
+    "SIGTERM main": (lambda worker: worker.send(_TERM), True),
+    "SIGTERM all": (lambda worker: worker.send_all(_TERM), True),
+    "SIGTERM children": (lambda worker: worker.send_children(_TERM), False),
+    "SIGKILL child": (lambda worker: worker.send_children(_KILL), False),
+    "SIGKILL main": (lambda worker: worker.send(_KILL), True),
+    "SIGKILL all": (lambda worker: worker.send_all(_KILL), True),
+    "SIGTERM then SIGKILL": (_term_then_kill, True),
+    "SIGINT main": (lambda worker: worker.send(_INT), True),
+    "SIGINT all": (lambda worker: worker.send_all(_INT), True),
+}
+_WITHOUT_CHILDREN = ["SIGTERM main", "SIGKILL main", "SIGTERM then SIGKILL", "SIGINT main"]
+
+
+@pytest.fixture
+def bench(bench: Bench) -> Bench:
+    """Give a bench whose kit has RQ as its queue."""
+    bench.app = f"{_APP}:kit"
+    return bench
+
+
+def _queue(bench: Bench) -> Queue:
+    return Queue(connection=Redis.from_url(bench.broker))
+
+
+def _check_nothing_failed(bench: Bench) -> None:
+    queue = _queue(bench)
+    assert [] == queue.failed_job_registry.get_job_ids(cleanup=False), bench.crew.logs()
+
+
+def _hurt(bench: Bench, fault: str, kind: str, *, is_enqueued: bool) -> None:
+    hurt, ends = FAULTS[fault]
+    first = bench.crew.rq(kind=kind)
+    bench.crew.supervisor(bench.app)
+    job = None
+    if is_enqueued:
+        job = _queue(bench).enqueue(f"{_APP}.count", pause=0.15, on_success=Callback(f"{_APP}.on_success"))
+        run = bench.run()
+    else:
+        run = bench.start("count", pause=0.15)
+    bench.wait_done(run, at_least=10)
+    bench.crew.rq(kind=kind)
+
+    hurt(first)
+    if ends:
+        first.wait()
+    bench.check(run)
+    assert 1 <= run.progress.interruptions
+    if job is not None:
+        eventually(
+            lambda: job.get_status() is JobStatus.FINISHED,
+            within=30,
+            message=lambda: f"the job is {job.get_status()}\n{bench.crew.logs()}",
+        )
+        assert {repr(("success", {"done": bench.items})): 1} == bench.calls()
+    _check_nothing_failed(bench)
+
+
+@pytest.mark.parametrize("is_enqueued", [False, True], ids=["started", "enqueued"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_worker_is_ended(bench: Bench, fault: str, *, is_enqueued: bool):
+    _hurt(bench, fault, "rq.Worker", is_enqueued=is_enqueued)
+
+
+@pytest.mark.parametrize("is_enqueued", [False, True], ids=["started", "enqueued"])
+@pytest.mark.parametrize("fault", _WITHOUT_CHILDREN)
+def test_a_simple_worker_is_ended(bench: Bench, fault: str, *, is_enqueued: bool):
+    _hurt(bench, fault, "rq.SimpleWorker", is_enqueued=is_enqueued)
+
+
+@pytest.mark.parametrize("fault", ["SIGTERM main", "SIGTERM all", "SIGKILL all"])
+def test_a_heroku_worker_is_ended(bench: Bench, fault: str):
+    _hurt(bench, fault, "rq.worker.HerokuWorker", is_enqueued=True)
