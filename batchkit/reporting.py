@@ -46,17 +46,18 @@ class Reporter:
         self._ended.set()
         self._moved.set()
         if self._is_wanted:
-            # What is shown late must not take the place of the end that the queue is told next.
+            # Where it stands now is shown, but not so late as to take the place of the end that the queue is told next.
             self._thread.join(timeout=_EVERY_SECONDS)
 
     def _run(self) -> None:
         while True:
             self._moved.wait()
-            if self._ended.is_set():
-                return
             self._moved.clear()
+            has_ended = self._ended.is_set()
             try:
                 self._show(self._store.runs.load(self._run_id).progress)
             except Exception:
                 _logger.debug("progress could not be shown", extra={"run_id": self._run_id}, exc_info=True)
+            if has_ended:
+                return
             self._ended.wait(_EVERY_SECONDS)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rq import Queue, get_current_job
 from rq.exceptions import NoSuchJobError
-from rq.job import Job, JobStatus
+from rq.job import Job, JobStatus, Retry
 
 from batchkit.delivery import Kit
 from batchkit.errors import InvalidDatabase
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
 _logger = logging.getLogger("batchkit")
+_RETRIES = 1_000_000
 _FAILURE_TTL_SECONDS = 7 * 24 * 3600
 #: RQ has no end of its own for our slices: a slice has its time, a chunk its timeout, and the lease ends what hangs.
 _NO_TIMEOUT = -1
@@ -116,6 +117,8 @@ class RQQueue:
             timeout=_NO_TIMEOUT,
             result_ttl=0 if is_ours else None,
             failure_ttl=_FAILURE_TTL_SECONDS,
+            # A horse that is killed is no failure: worked again, the job finds its wake-up used and ends.
+            retry=Retry(max=_RETRIES),
             description=f"{wake_up.job} run={wake_up.run_id} {wake_up.params}",
             meta={**meta, RUN: wake_up.run_id} if is_ours else meta,
         )
