@@ -3,7 +3,7 @@
 Run batchkit's demo, tests and benchmarks from a fresh checkout.
 
     python3 dev.py setup              make .venv with batchkit and all its tools in it
-    python3 dev.py test [ARGS...]     run the tests; ARGS are pytest's, such as tests/unit or -k lease or -n 2
+    python3 dev.py test [ARGS...]     run the tests; ARGS are pytest's, such as tests/unit or -k lease or -n 0
     python3 dev.py demo [ARGS...]     run examples/normalize_emails.py
     python3 dev.py bench [ARGS...]    run the benchmarks
 
@@ -37,7 +37,8 @@ USAGE = 2
 
 COMMANDS = {
     "setup": None,
-    "test": ["-m", "pytest"],
+    # Most tests wait for processes that they have started, so more of them than processors.
+    "test": ["-m", "pytest", "-n", "4", "--dist", "worksteal"],
     "demo": ["-m", "examples.normalize_emails"],
     "bench": ["-m", "benchmarks"],
 }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from batchkit.control import Controls
 from batchkit.delivery import Deliveries, MessageQueue
 from batchkit.errors import DatabaseUnavailable, IllegalTransition, InvalidDatabase, JobNotFound, RunFailed
+from batchkit.grace import grace_seconds
 from batchkit.job import JOBS, Definition, Registry, current_kit
 from batchkit.model import Lease, RunId
 from batchkit.queue import Queue
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import URL, Engine, MetaData
 
+    from batchkit.durations import Duration
     from batchkit.store.transaction import SessionFactory
 
 _logger = logging.getLogger("batchkit")
@@ -51,8 +53,13 @@ class BatchKit:
         session_factory: makes the sessions of chunks, such as your `sessionmaker`. Where it is bound to another
             database than *database*, a chunk and its checkpoint cannot commit together, and runs say `at-least-once`.
 
+        grace: how long your platform waits between SIGTERM and SIGKILL: seconds, a timedelta, or one of docker, ecs,
+            fly, heroku, kubernetes, render, systemd. Without it: the environment variable BATCHKIT_GRACE_SECONDS.
+            Where it is known, a chunk that would outlive it is rolled back in time and its run handed on.
+
     Raises:
         InvalidDatabase: the database cannot keep batchkit's promises, or its driver is missing.
+        InvalidGrace: the grace is none of these.
     """
 
     def __init__(
@@ -62,6 +69,7 @@ class BatchKit:
         queue: Queue | None = None,
         schema: str | None = None,
         session_factory: SessionFactory | None = None,
+        grace: Duration | str | None = None,
         clock: Clock | None = None,
     ) -> None:
         address = database if database is not None else os.environ.get(DATABASE_VARIABLE)
@@ -71,7 +79,7 @@ class BatchKit:
         self._store = Store(address if address is not None else EMBEDDED_DATABASE, schema=schema, clock=clock)
         self._sessions = Sessions(self._store.database, session_factory)
         self._queue: Queue = queue or LocalQueue()
-        self._worker = Worker(self._store, self._sessions, JOBS)
+        self._worker = Worker(self._store, self._sessions, JOBS, grace_seconds(grace))
         self._controls = Controls(self._store, self._sessions, self._queue)
         self._deliveries = Deliveries(
             self._store, self._worker, self._queue, promise=self._controls.promise, ready=self._ready

@@ -198,6 +198,10 @@ class InvalidDatabase(BatchkitError):
     """Raised when a database, or the way it was opened, cannot keep batchkit's promises."""
 
 
+class InvalidGrace(BatchkitError):
+    """Raised when a grace is no duration and no preset."""
+
+
 def _restored(kind: type[BatchkitError], args: tuple[object, ...], attributes: dict[str, object]) -> BatchkitError:
     error = kind.__new__(kind, *args)
     error.args = args

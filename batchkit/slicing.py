@@ -7,10 +7,12 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 from batchkit.chunk import Chunk, Finish
+from batchkit.cutting import ChunkCut, Cutter
 from batchkit.describing import describe, safe_text
 from batchkit.errors import BatchkitError, DatabaseUnavailable, InvalidParams, LeaseLost, SourceChanged
 from batchkit.job import Definition
@@ -81,6 +83,8 @@ class Surroundings:
     stop: Stopping
     #: called after each commit with the lease as it is then
     watch: Callable[[Lease], None]
+    #: seconds between the signal to stop and the kill, where that is known
+    grace: float | None = None
 
 
 def work_slice(lease: Lease, *, job: Definition, around: Surroundings, slice_time: float | None) -> Outcome:
@@ -92,9 +96,10 @@ def work_slice(lease: Lease, *, job: Definition, around: Surroundings, slice_tim
     after the lease was given back.
     """
     timer = LeaseTimer(around.store.leases, lease, chunk_timeout=job.options.chunk_timeout)
+    cutter = Cutter(around.stop, grace=around.grace)
     held = HeldConnection(around.store.database, lease.run_id)
-    with timer:
-        slice_ = _Slice(lease, job=job, around=around, timer=timer, held=held, slice_time=slice_time)
+    with timer, cutter:
+        slice_ = _Slice(lease, job=job, around=around, timer=timer, cutter=cutter, held=held, slice_time=slice_time)
         try:
             return slice_.work()
         finally:
@@ -118,6 +123,7 @@ class _Slice:
         job: Definition,
         around: Surroundings,
         timer: LeaseTimer,
+        cutter: Cutter,
         held: HeldConnection,
         slice_time: float | None,
     ) -> None:
@@ -125,6 +131,7 @@ class _Slice:
         self._job = job
         self._around = around
         self._timer = timer
+        self._cutter = cutter
         self._held = held
         self._deadline = Deadline(slice_time)
         self._chunks = 0
@@ -139,6 +146,9 @@ class _Slice:
             return self._work()
         except LeaseLost as error:
             return self._lost(error)
+        except ChunkCut as error:
+            self._give_back(error)
+            return self._outcome(Ending.INTERRUPTED, error)
         except BaseException as error:  # the user's function may raise anything
             if isinstance(error, Exception) and not self._around.stop.is_interruption(error):
                 return self._end_after(error)
@@ -214,26 +224,39 @@ class _Slice:
 
     def _chunk(self, reading: _Reading, attempt: int) -> Standing | None:
         self._timer.chunk_begins()
+        self._cutter.chunk_begins()
         began = time.perf_counter()
         transaction = self._open()
         try:
             after = reading.cursors.read(self._lease.cursor)
             pairs = list(reading.source.read(after, self._job.options.chunk_size, transaction.session))
             if not pairs:
+                self._cutter.chunk_ends()
                 transaction.rollback()
                 return None
             chunk = self._make_chunk([item for item, _ in pairs], transaction, attempt)
             self._job.function(chunk, **reading.params)
             transaction.flush()
+            self._cutter.chunk_ends()
             cursor = reading.cursors.write(pairs[-1][1])
             checkpoint = self._checkpoint(cursor, chunk, seconds=time.perf_counter() - began)
             moved, standing = transaction.checkpoint(self._around.store.leases, self._lease, checkpoint)
             transaction.commit()
-        except BaseException:
-            transaction.rollback()
+        except BaseException as error:
+            self._undo(transaction, error)
             raise
         self._moved_on(moved)
         return standing
+
+    def _undo(self, transaction: ChunkTransaction, error: BaseException) -> None:
+        """Roll the chunk back; what was raised into it from outside may have left the connection in the middle."""
+        self._cutter.chunk_ends()
+        if isinstance(error, Exception) and not self._around.stop.is_interruption(error):
+            transaction.rollback()
+            return
+        self._held.discard()
+        with suppress(Exception):
+            transaction.rollback()
 
     def _make_chunk(self, items: list[Any], transaction: ChunkTransaction, attempt: int) -> Chunk[Any]:
         return Chunk(
@@ -282,6 +305,7 @@ class _Slice:
                 )
             )
         leases = self._around.store.leases
+        self._cutter.chunk_begins()
         transaction = self._open()
         try:
             rows = leases.carries(transaction.store_connection(), self._lease)
@@ -294,13 +318,14 @@ class _Slice:
             )
             result = dumps(self._job.finish(finish, **params), where="what finish returned")
             transaction.flush()
+            self._cutter.chunk_ends()
             ended = leases.finish(
                 transaction.store_connection(), self._lease, result=result, worker=self._around.worker
             )
             if ended is None:
                 transaction.commit()
-        except BaseException:
-            transaction.rollback()
+        except BaseException as error:
+            self._undo(transaction, error)
             raise
         if ended is not None:
             transaction.rollback()
@@ -430,8 +455,7 @@ class _Slice:
         return self._outcome(Ending.LOST, error)
 
     def _give_back(self, error: BaseException) -> None:
-        """Give the partition back after an error that was raised into the slice, at whatever place it was."""
-        # Perhaps in the middle of talking to the database: nothing more can be said on that connection.
+        """Give the partition back after an error that was raised into the slice from outside."""
         self._held.discard()
         what = self._around.stop.reason or type(error).__name__
         reason = f"interrupted: {what}, the chunk was rolled back"

@@ -35,6 +35,8 @@ class Worker:
     store: Store
     sessions: Sessions
     jobs: Registry
+    #: seconds between the signal to stop and the kill, where that is known
+    grace: float | None = None
 
     def work_next(self, *, queues: Collection[str] | None, stop: Stopping) -> Outcome | None:
         """Work one slice of whatever has waited longest; None when nothing could be claimed."""
@@ -65,7 +67,9 @@ class Worker:
         lease = self.store.leases.claim(run_id, number, worker=name, seconds=options.lease, wake_no=wake_no)
         if lease is None:
             return None
-        around = Surroundings(store=self.store, sessions=self.sessions, worker=name, stop=stop, watch=watch)
+        around = Surroundings(
+            store=self.store, sessions=self.sessions, worker=name, stop=stop, watch=watch, grace=self.grace
+        )
         return work_slice(
             lease,
             job=self.jobs[lease.job],

@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
@@ -275,8 +275,11 @@ class HeldConnection:
 
     def discard(self) -> None:
         """Throw the connection away; the next use opens another."""
-        connection = self._forget()
+        driver, connection = self._driver, self._forget()
         if connection is not None:
+            if not connection.closed:
+                with suppress(Exception):
+                    self._database.dialect.abandon(driver)
             connection.invalidate()
             connection.close()
         self._breathe()

@@ -58,9 +58,18 @@ class Dialect(Protocol):
         """Tell whether the transaction is still open, from what the driver knows."""
         ...
 
+    def abandon(self, driver: DriverConnection) -> None:
+        """End what the server still does for a connection that is about to be thrown away."""
+        ...
+
     def fault(self, error: BaseException) -> Fault | None:
         """Say what *error* means, or None where it is no fault of the database."""
         ...
+
+
+#: libpq's PQTRANS_ACTIVE: a statement was sent, and its reply has not come.
+_ACTIVE = 1
+_CANCEL_SECONDS = 1.0
 
 
 class Postgres:
@@ -91,6 +100,11 @@ class Postgres:
     def is_in_transaction(self, driver: DriverConnection) -> bool:
         """Tell by libpq's transaction status: idle means that somebody ended it."""
         return bool(driver.info.transaction_status != 0)
+
+    def abandon(self, driver: DriverConnection) -> None:
+        """Cancel the statement in flight: the server would work on it, with its locks, until it wants to reply."""
+        if driver.info.transaction_status == _ACTIVE:
+            driver.cancel_safe(timeout=_CANCEL_SECONDS)
 
     def fault(self, error: BaseException) -> Fault | None:
         """Go by SQLSTATE (PostgreSQL manual, appendix A); a lost connection often has none."""
@@ -169,6 +183,10 @@ class Sqlite:
     def is_in_transaction(self, driver: DriverConnection) -> bool:
         """Tell by SQLite's own autocommit flag."""
         return bool(driver.in_transaction)
+
+    def abandon(self, driver: DriverConnection) -> None:
+        """Roll back: closed with a cursor that somebody still has, a connection lives on with its lock."""
+        driver.rollback()
 
     def fault(self, error: BaseException) -> Fault | None:
         """Go by the text where the driver has no code: the standard library tells codes from Python 3.11 on."""

@@ -14,7 +14,7 @@ from sqlalchemy import insert, select, update
 
 from batchkit import BatchKit, Chunk, Finish, Source, batched, rows
 from batchkit.queues import CeleryQueue
-from tests.queues.ledger import called, item, open_ledger
+from tests.queues.ledger import called, calls, item, open_ledger
 
 LEASE_SECONDS = 3.0
 
@@ -56,6 +56,19 @@ def fails(chunk: Chunk[int], pause: float = 0.1) -> None:
     if chunk.number == 3:
         message = "no third chunk"
         raise ValueError(message)
+
+
+def _all_items() -> Source[int]:
+    return rows(select(item.c.id), key=item.c.id)
+
+
+@batched(_all_items, name="slow-once", chunk_size=50, lease=LEASE_SECONDS)
+def slow_once(chunk: Chunk[int]) -> None:
+    """Take far too long over the second chunk when it is tried first."""
+    is_first_try = chunk.number == 2 and not any("slow" in what for what in calls(os.environ["TEST_DATABASE"]))
+    if is_first_try:
+        note("slow")
+    count.function(chunk, 60 if is_first_try else 0)
 
 
 @app.task(name="decorated")

@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
+from batchkit import RunState
 from tests.queues.conftest import Bench
 from tests.queues.workers import QueueWorker
+from tests.waiting import eventually
 
 _TERM, _KILL, _INT, _QUIT = signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGQUIT
 
@@ -73,3 +75,19 @@ def test_a_prefork_worker_with_remapped_sigterm_is_ended(bench: Bench, fault: st
 )
 def test_a_worker_without_children_is_ended(bench: Bench, pool: str, fault: str):
     _hurt(bench, fault, "--pool", pool, "-c", "1")
+
+
+@pytest.mark.parametrize("fault", ["SIGTERM main", "SIGTERM all"])
+@pytest.mark.parametrize("pool", ["prefork", "solo"])
+def test_a_chunk_that_would_outlive_the_grace_is_handed_on_before_the_kill(bench: Bench, fault: str, pool: str):
+    options = ("--pool", pool, "-c", "1")
+    first = bench.crew.celery(*options, env={"BATCHKIT_GRACE_SECONDS": "3"})
+    bench.send("slow-once")
+    run = bench.run()
+    eventually(lambda: bench.calls() == {repr(("slow",)): 1}, within=30, message=bench.crew.logs)
+    hurt, _ = FAULTS[fault]
+    hurt(first)
+    first.wait()
+    assert (RunState.QUEUED, 50) == (run.refresh().state, run.progress.done)
+    bench.crew.celery(*options)
+    bench.check(run)

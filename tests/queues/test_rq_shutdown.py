@@ -10,6 +10,7 @@ from redis import Redis
 from rq import Callback, Queue
 from rq.job import JobStatus
 
+from batchkit import RunState
 from tests.queues.conftest import Bench
 from tests.queues.workers import QueueWorker
 from tests.waiting import eventually
@@ -99,3 +100,18 @@ def test_a_simple_worker_is_ended(bench: Bench, fault: str, *, is_enqueued: bool
 @pytest.mark.parametrize("fault", ["SIGTERM main", "SIGTERM all", "SIGKILL all"])
 def test_a_heroku_worker_is_ended(bench: Bench, fault: str):
     _hurt(bench, fault, "rq.worker.HerokuWorker", is_enqueued=True)
+
+
+@pytest.mark.parametrize("fault", ["SIGTERM main", "SIGTERM all"])
+@pytest.mark.parametrize("kind", ["rq.Worker", "rq.SimpleWorker"])
+def test_a_chunk_that_would_outlive_the_grace_is_handed_on_before_the_kill(bench: Bench, fault: str, kind: str):
+    first = bench.crew.rq(kind=kind, env={"BATCHKIT_GRACE_SECONDS": "3"})
+    run = bench.start("slow_once")
+    eventually(lambda: bench.calls() == {repr(("slow",)): 1}, within=30, message=bench.crew.logs)
+    hurt, _ = FAULTS[fault]
+    hurt(first)
+    first.wait()
+    assert (RunState.QUEUED, 50) == (run.refresh().state, run.progress.done)
+    bench.crew.rq(kind=kind)
+    bench.check(run)
+    _check_nothing_failed(bench)
