@@ -20,6 +20,8 @@ LEASE_SECONDS = 3.0
 
 app = Celery("tests.queues.celery_app", broker=os.environ["TEST_BROKER"], backend=os.environ.get("TEST_BACKEND"))
 app.conf.update(
+    # A broker that other tests use as well
+    task_default_queue=os.environ["TEST_QUEUE"],
     worker_prefetch_multiplier=1,
     broker_connection_retry_on_startup=True,
     worker_hijack_root_logger=False,

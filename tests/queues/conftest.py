@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -21,6 +22,8 @@ from batchkit.queues import InlineQueue
 from batchkit.states import FINAL
 from tests.queues import ledger
 from tests.queues.workers import Crew, crew
+from tests.servers.debian import PackagesNotFoundError
+from tests.servers.rabbitmq import RabbitServer
 from tests.servers.redis import RedisNotFoundError, RedisServer
 from tests.waiting import eventually
 
@@ -33,6 +36,19 @@ def redis_server() -> Iterator[RedisServer]:
     try:
         server = RedisServer()
     except RedisNotFoundError as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(error))
+    with closing(server):
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rabbit_server() -> Iterator[RabbitServer]:
+    """Run a RabbitMQ of this test process alone."""
+    try:
+        server = RabbitServer()
+    except PackagesNotFoundError as error:
         if os.environ.get("CI") == "true":
             raise
         pytest.skip(str(error))
@@ -116,9 +132,14 @@ def items() -> int:
 
 
 @pytest.fixture
-def broker(redis_url: str) -> str:
-    """Give the broker; tests that need another override it."""
-    return redis_url
+def broker(request: pytest.FixtureRequest) -> str:
+    """Give the broker: Redis, or what the test is parametrized with."""
+    kind = getattr(request, "param", "redis")
+    if kind == "redis":
+        url: str = request.getfixturevalue("redis_url")
+        return url
+    server: RabbitServer = request.getfixturevalue("rabbit_server")
+    return server.url
 
 
 @pytest.fixture
@@ -131,11 +152,13 @@ def results(redis_url: str) -> str:
 def bench(postgres_url: str, broker: str, results: str, items: int, tmp_path: Path) -> Iterator[Bench]:
     """Give items in a database, a broker and a crew that is yet to start."""
     ledger.fill(postgres_url, items=items)
-    env = {"TEST_DATABASE": postgres_url, "TEST_BROKER": broker, "TEST_BACKEND": results}
+    queue = f"celery-{uuid.uuid4().hex}"
+    env = {"TEST_DATABASE": postgres_url, "TEST_BROKER": broker, "TEST_BACKEND": results, "TEST_QUEUE": queue}
     with (
         closing(BatchKit(postgres_url, queue=InlineQueue())) as kit,
         crew(tmp_path, env) as workers,
         Celery(broker=broker, backend=results, set_as_current=False) as celery,
     ):
+        celery.conf.task_default_queue = queue
         kit.migrate()
         yield Bench(database=postgres_url, broker=broker, crew=workers, kit=kit, celery=celery, items=items)

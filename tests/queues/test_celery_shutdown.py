@@ -10,6 +10,7 @@ import pytest
 from batchkit import RunState
 from tests.queues.conftest import Bench
 from tests.queues.workers import QueueWorker
+from tests.servers.rabbitmq import RabbitServer
 from tests.waiting import eventually
 
 _TERM, _KILL, _INT, _QUIT = signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGQUIT
@@ -61,6 +62,29 @@ def _hurt(bench: Bench, fault: str, *options: str, env: dict[str, str] | None = 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_prefork_worker_is_ended(bench: Bench, fault: str):
     _hurt(bench, fault, "--pool", "prefork", "-c", "1")
+
+
+@pytest.mark.xdist_group("rabbitmq")
+@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_prefork_worker_on_rabbitmq_is_ended(bench: Bench, fault: str):
+    _hurt(bench, fault, "--pool", "prefork", "-c", "1")
+
+
+@pytest.mark.xdist_group("rabbitmq")
+@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
+def test_a_rabbitmq_that_is_restarted_costs_time_and_no_work(bench: Bench, rabbit_server: RabbitServer):
+    options = ("--pool", "prefork", "-c", "1")
+    first = bench.crew.celery(*options)
+    run = bench.start("count", pause=0.15)
+    bench.wait_done(run, at_least=10)
+    rabbit_server.stop()
+    first.send_all(_TERM)
+    eventually(lambda: run.refresh().state is RunState.QUEUED, within=30, message=bench.crew.logs)
+    first.end()
+    rabbit_server.restart()
+    bench.crew.celery(*options)
+    bench.check(run)
 
 
 @pytest.mark.parametrize("fault", ["SIGTERM main", "SIGTERM all"])
