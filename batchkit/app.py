@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from batchkit.control import Controls
 from batchkit.delivery import Deliveries, MessageQueue
-from batchkit.errors import DatabaseUnavailable, IllegalTransition, InvalidDatabase, JobNotFound, RunFailed
+from batchkit.errors import (
+    DatabaseUnavailable,
+    IllegalTransition,
+    InvalidDatabase,
+    InvalidQueue,
+    JobNotFound,
+    RunFailed,
+)
 from batchkit.grace import grace_seconds
 from batchkit.job import JOBS, Definition, Registry, current_kit
 from batchkit.model import Lease, RunId
@@ -75,6 +82,11 @@ class BatchKit:
         address = database if database is not None else os.environ.get(DATABASE_VARIABLE)
         if address == "":
             raise InvalidDatabase(f"{DATABASE_VARIABLE} is empty; set it to a database URL, or unset it")
+        if address is None and isinstance(queue, MessageQueue):
+            raise InvalidDatabase(
+                f"{type(queue).__name__} needs a database that all its workers reach; "
+                f"give one: BatchKit('postgresql+psycopg://...', queue=...), or set {DATABASE_VARIABLE}"
+            )
         self._makes_its_tables = address is None
         self._store = Store(address if address is not None else EMBEDDED_DATABASE, schema=schema, clock=clock)
         self._sessions = Sessions(self._store.database, session_factory)
@@ -148,6 +160,24 @@ class BatchKit:
         """Start a run that `work_run` is going to work in this process."""
         self._ready()
         return self._controls.start_here(job, params)
+
+    def signature(
+        self, job: Definition, args: tuple[object, ...], kwargs: dict[str, object], *, immutable: bool
+    ) -> object:
+        """
+        Give Celery's signature of a job; `job.s(...)` calls this.
+
+        Raises:
+            InvalidQueue: the queue is not a CeleryQueue.
+        """
+        make = getattr(self._queue, "signature", None)
+        if make is None:
+            raise InvalidQueue(
+                f"{job.name}.s() is Celery's signature, but the queue of this kit is {type(self._queue).__name__}; "
+                f"build the kit with queue=CeleryQueue(app), or use {job.name}.start(...)"
+            )
+        made: object = make(job, args, kwargs, immutable=immutable)
+        return made
 
     def call_job(self, job: Definition, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:  # noqa: ANN401  a task returns what finish returned
         """

@@ -124,6 +124,14 @@ def _callable_job(definition: Definition) -> Job[..., Any]:
         """Start a run: O(1), whatever the size of the job."""
         return current_kit().start_run(definition, definition.pack(args, kwargs))
 
+    def s(*args: object, **kwargs: object) -> object:
+        """Give Celery's signature of the job: a result that a chain hands on comes first."""
+        return current_kit().signature(definition, args, kwargs, immutable=False)
+
+    def si(*args: object, **kwargs: object) -> object:
+        """Give Celery's immutable signature of the job: results that a chain hands on are left out."""
+        return current_kit().signature(definition, args, kwargs, immutable=True)
+
     # wraps() leaves this behind; inspect would follow it to the plain function, whose first parameter is the chunk.
     del job.__wrapped__
     shown = definition.signature.replace(return_annotation=Run)
@@ -137,6 +145,7 @@ def _callable_job(definition: Definition) -> Job[..., Any]:
     made.name = definition.name
     made.function = definition.function
     made.start = made.delay = start
+    made.s, made.si = s, si
     return cast("Job[..., Any]", made)
 
 

@@ -198,6 +198,10 @@ class InvalidDatabase(BatchkitError):
     """Raised when a database, or the way it was opened, cannot keep batchkit's promises."""
 
 
+class InvalidQueue(BatchkitError):
+    """Raised when the kit's queue cannot do what is asked of it."""
+
+
 class InvalidGrace(BatchkitError):
     """Raised when a grace is no duration and no preset."""
 

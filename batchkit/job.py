@@ -94,6 +94,24 @@ class Job(Protocol[P, T]):
         """Start a run, as `start` does, for Celery habits."""
         ...
 
+    def s(self, *args: object, **kwargs: object) -> Any:  # noqa: ANN401  Celery has no types
+        """
+        Give Celery's signature of the job, for chains, groups and chords; a result that a chain hands on comes first.
+
+        Raises:
+            InvalidQueue: the kit's queue is not a CeleryQueue.
+        """
+        ...
+
+    def si(self, *args: P.args, **kwargs: P.kwargs) -> Any:  # noqa: ANN401  Celery has no types
+        """
+        Give Celery's immutable signature of the job: results that a chain hands on are left out.
+
+        Raises:
+            InvalidQueue: the kit's queue is not a CeleryQueue.
+        """
+        ...
+
     @property
     def function(self) -> Callable[Concatenate[Chunk[T], P], object]:
         """The plain function, for unit tests."""
@@ -176,6 +194,12 @@ class Starter(Protocol):
 
     def start_run(self, job: Definition, params: str) -> Run:
         """Write a run and wake a worker up."""
+        ...
+
+    def signature(
+        self, job: Definition, args: tuple[object, ...], kwargs: dict[str, object], *, immutable: bool
+    ) -> object:
+        """Give Celery's signature of a job."""
         ...
 
     def call_job(self, job: Definition, args: tuple[object, ...], kwargs: dict[str, object]) -> Run:

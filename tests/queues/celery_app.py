@@ -6,6 +6,7 @@ Each item's row counts how often it was done, so that an item done twice shows a
 
 from __future__ import annotations
 
+import json
 import os
 import time
 
@@ -25,7 +26,7 @@ app.conf.update(
     worker_prefetch_multiplier=1,
     broker_connection_retry_on_startup=True,
     worker_hijack_root_logger=False,
-    **{name[5:].lower(): int(value) for name, value in os.environ.items() if name.startswith("CONF_")},
+    **{name[5:].lower(): json.loads(value) for name, value in os.environ.items() if name.startswith("CONF_")},
 )
 kit = BatchKit(os.environ["TEST_DATABASE"], queue=CeleryQueue(app))
 

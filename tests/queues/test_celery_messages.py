@@ -212,3 +212,48 @@ def test_a_database_that_is_away_keeps_the_message(bench: Bench):
     bench.crew.celery(*_ONE_CHILD)
     bench.check(bench.run())
     _check_noted(bench, ({"done": bench.items},))
+
+
+@pytest.mark.parametrize(
+    ("options", "env"),
+    [
+        (("--autoscale", "2,1"), {}),
+        (("-c", "1", "--max-tasks-per-child", "1"), {}),
+        (("-c", "1"), {"CONF_WORKER_POOL_START_METHOD": '"spawn"'}),
+        (("-c", "1"), {"C_FORCE_ROOT": "1", "CONF_TASK_SERIALIZER": '"pickle"', "CONF_ACCEPT_CONTENT": '["pickle"]'}),
+    ],
+    ids=["autoscale", "max-tasks-per-child", "spawn", "pickle"],
+)
+def test_workers_of_all_kinds_work_slices(bench: Bench, options: tuple[str, ...], env: dict[str, str]):
+    bench.crew.env.update(env)
+    first = bench.crew.celery("--pool", "prefork", *options)
+    run = bench.start("short-slices", pause=0.1)
+    bench.wait_done(run, at_least=20)
+    bench.crew.celery("--pool", "prefork", *options)
+    first.send_all(signal.SIGTERM)
+    first.wait()
+    bench.check(run)
+
+
+def test_a_message_goes_on_in_the_queue_that_it_was_sent_to(bench: Bench):
+    """Sent again by slices and by sweeps, it stays where the program that sent it wanted it."""
+    bench.crew.celery(*_ONE_CHILD, "-Q", "low")
+    bench.send("short-slices", kwargs={"pause": 0.02}, queue="low", priority=3)
+    bench.check(bench.run())
+    assert 1 < bench.run().progress.interruptions
+
+
+def test_a_soft_time_limit_is_an_interruption(bench: Bench):
+    bench.crew.celery(*_ONE_CHILD)
+    bench.send("slow-once", soft_time_limit=2)
+    run = bench.run()
+    bench.check(run)
+    assert 1 <= run.progress.interruptions
+
+
+def test_a_hard_time_limit_is_an_interruption(bench: Bench):
+    bench.crew.celery(*_ONE_CHILD)
+    bench.send("slow-once", time_limit=2, link_error=_task(bench, "errback"))
+    run = bench.run()
+    bench.check(run)
+    assert {repr(("slow",)): 1} == bench.calls()

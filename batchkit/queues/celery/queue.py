@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from celery import current_task, signals
+from celery import current_app, current_task, signals
+from celery.app.trace import build_tracer
 from kombu.utils import json
 
 from batchkit.delivery import Kit
-from batchkit.errors import InvalidDatabase
+from batchkit.errors import InvalidQueue
 from batchkit.job import Definition
 from batchkit.model import WakeUp
 from batchkit.queues.celery.message import HOPS, PARTITION, RUN, WAKE, CeleryMessage, headers_of, is_task_of, key_of
@@ -48,13 +49,14 @@ class CeleryQueue:
     def attach(self, kit: Kit) -> None:
         """Register the kit's jobs as tasks, and sweep for it in workers; the kit does this."""
         if self._kit is not None:
-            raise InvalidDatabase("this CeleryQueue belongs to another kit; give each BatchKit one of its own")
+            raise InvalidQueue("this CeleryQueue belongs to another kit; give each BatchKit one of its own")
         self._kit = kit
         if self._app.finalized:
-            kit.jobs.when_added(self._register)
+            kit.jobs.when_added(self._on_job_added)
         else:
             # After the app's own tasks, so that `@app.task` over a job keeps the name and its options.
             self._app.on_after_finalize.connect(self._register_all, weak=False)
+        signals.worker_process_init.connect(self._on_child_begins, weak=False)
         signals.worker_ready.connect(self._on_worker_ready, weak=False)
         signals.worker_shutdown.connect(self._on_worker_shutdown, weak=False)
         signals.task_revoked.connect(self._on_revoked, weak=False)
@@ -112,14 +114,18 @@ class CeleryQueue:
     # Tasks
 
     def _register_all(self, **_: Any) -> None:  # noqa: ANN401
-        self._attached.jobs.when_added(self._register)
+        self._attached.jobs.when_added(self._on_job_added)
 
-    def _register(self, job: Definition) -> None:
+    def _on_job_added(self, job: Definition) -> None:
+        self._register(job)
+
+    def _register(self, job: Definition) -> Task | None:
+        """Make the job's task, unless there is one of its name; give it."""
         for task in self._app.tasks.values():
             if is_task_of(task, job):
                 self._adopt(task)
         if job.name in self._app.tasks:
-            return
+            return None
         options: dict[str, Any] = {} if job.options.queue == _DEFAULT else {"queue": job.options.queue}
         task = self._app.task(
             name=job.name,
@@ -131,6 +137,7 @@ class CeleryQueue:
             **options,
         )(self._attached.jobs.function_of(job.name))
         self._adopt(task)
+        return task
 
     def _adopt(self, task: Task) -> None:
         task.Request = f"{SliceRequest.__module__}:{SliceRequest.__qualname__}"
@@ -149,6 +156,22 @@ class CeleryQueue:
         return self._kit
 
     # What workers tell
+
+    def _on_child_begins(self, sender: Any, **_: Any) -> None:  # noqa: ANN401
+        """
+        Go over to the app of a child that was started anew.
+
+        Its app is a copy from the main process; the one that the module makes again there is not the worker's.
+        """
+        app = current_app._get_current_object()  # noqa: SLF001  the proxy has no other way
+        if app is self._app or app.main != self._app.main:
+            return
+        self._app = app
+        for job in self._attached.jobs.values():
+            task = self._register(job)
+            if task is not None:
+                # What Celery did for the others a moment ago
+                task.__trace__ = build_tracer(task.name, task, app.loader, sender, app=app)
 
     def _on_worker_ready(self, sender: Any, **_: Any) -> None:  # noqa: ANN401
         if sender.app is self._app:

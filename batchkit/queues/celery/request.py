@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
-from celery.exceptions import WorkerLostError
+from celery.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
@@ -25,7 +25,7 @@ class SliceRequest(Request):  # type: ignore[misc]  # Celery has no types
         """Take note that the child is gone; all else is a failure as ever."""
         error = exc_info.exception
         error = error.exc if isinstance(error, ExceptionWithTraceback) else error
-        if not isinstance(error, (WorkerLostError, SystemExit, KeyboardInterrupt)):
+        if not isinstance(error, (WorkerLostError, TimeLimitExceeded, SystemExit, KeyboardInterrupt)):
             return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
         _logger.warning("a child was lost in the middle of a slice: %s", error, extra={"task_id": self.id})
         self._give_up()

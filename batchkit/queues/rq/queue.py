@@ -12,7 +12,7 @@ from rq.exceptions import NoSuchJobError
 from rq.job import Job, JobStatus, Retry
 
 from batchkit.delivery import Kit
-from batchkit.errors import InvalidDatabase
+from batchkit.errors import InvalidQueue
 from batchkit.job import Definition
 from batchkit.model import WakeUp
 from batchkit.queues.rq.message import HOPS, PARTITION, RUN, WAKE, RQMessage, key_of, path_of
@@ -58,7 +58,7 @@ class RQQueue:
     def attach(self, kit: Kit) -> None:
         """Wake workers up for the jobs of *kit*; the kit does this."""
         if self._kit is not None:
-            raise InvalidDatabase("this RQQueue belongs to another kit; give each BatchKit one of its own")
+            raise InvalidQueue("this RQQueue belongs to another kit; give each BatchKit one of its own")
         self._kit = kit
         kit.jobs.when_added(_warn_of_eaten_params)
 
