@@ -16,7 +16,7 @@ from batchkit.queue import Queue
 from batchkit.reporting import Reporter
 from batchkit.slicing import Ending, Outcome
 from batchkit.states import FINAL, RunState
-from batchkit.stopping import Stop, Stopping
+from batchkit.stopping import Stopping
 from batchkit.store import Store
 from batchkit.sweep import wake_run
 from batchkit.values import loads
@@ -83,7 +83,11 @@ class Message(Protocol):
         ...
 
     def stopping(self) -> AbstractContextManager[Stopping]:
-        """Learn of a shutdown, for the length of a slice."""
+        """
+        Learn of a shutdown while the message is worked.
+
+        Where the queue tells of the end after that, signals do not cut it short before it has.
+        """
         ...
 
     def show(self, progress: Progress) -> None:
@@ -167,6 +171,10 @@ class Deliveries:
             InvalidParams: the message starts a run with params that the job does not take.
             RunFailed, RunCancelled: the run has ended so, and this delivery is the one to tell of it.
         """
+        with message.stopping() as stop:
+            return self._work(message, job, params, stop)
+
+    def _work(self, message: Message, job: Definition, params: Callable[[], str], stop: Stopping) -> object:
         try:
             self._ready()
             known = message.run_id or self._store.runs.find(start_key=message.key)
@@ -184,7 +192,7 @@ class Deliveries:
         try:
             if record.state in FINAL:
                 return self._tell(message, record, None)
-            outcome = self._work_slice(message, run_id)
+            outcome = self._work_slice(message, run_id, stop)
             record = self._store.runs.load(run_id)
             return message.parked() if outcome is None else self._tell(message, record, outcome)
         except (RunFailed, RunCancelled):
@@ -222,16 +230,14 @@ class Deliveries:
 
     # The slice
 
-    def _work_slice(self, message: Message, run_id: RunId) -> Outcome | None:
+    def _work_slice(self, message: Message, run_id: RunId, stop: Stopping) -> Outcome | None:
         if message.is_eager:
-            with Stop() as never:
-                return self._worker.work_run(run_id, stop=never, waits_for_others=False)
-        with message.stopping() as stop:
-            if stop.requested:
-                self._hand_on(message, run_id)
-                return None
-            with Reporter(message.show, self._store, run_id, is_wanted=message.shows_progress) as reporter:
-                return self._work_partitions(message, run_id, stop, reporter)
+            return self._worker.work_run(run_id, stop=stop, waits_for_others=False)
+        if stop.requested:
+            self._hand_on(message, run_id)
+            return None
+        with Reporter(message.show, self._store, run_id, is_wanted=message.shows_progress) as reporter:
+            return self._work_partitions(message, run_id, stop, reporter)
 
     def _work_partitions(self, message: Message, run_id: RunId, stop: Stopping, reporter: Reporter) -> Outcome | None:
         partition, wake_no = message.partition, cast("int | None", message.wake_no)

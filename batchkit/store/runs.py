@@ -29,7 +29,7 @@ from batchkit.values import loads
 
 _LONGEST_PATIENCE_SECONDS = 900.0
 #: How long telling of the end of a run may take before another message may try.
-_ANNOUNCING_SECONDS = 60.0
+_ANNOUNCING_SECONDS = 20.0
 
 
 class Runs:

@@ -471,7 +471,10 @@ class Statements:
                 run.announce_at.is_not(None),
                 or_(run.announcing_until.is_(None), run.announcing_until <= self.clock.now()),
             )
-            .values(announcing_until=self.clock.after(literal(seconds, Float)))
+            .values(
+                announcing_until=self.clock.after(literal(seconds, Float)),
+                announce_at=self.clock.after(literal(seconds, Float)),
+            )
         )
 
     def announced(self, run_id: RunId) -> Executable:

@@ -11,7 +11,8 @@ from kombu.utils import json
 
 from batchkit.job import Definition
 from batchkit.model import Progress, RunId, WakeUp
-from batchkit.queues.celery.shutdown import WorkerStop, stopping
+from batchkit.queues.celery.shutdown import stopping
+from batchkit.stopping import Stop, Stopping
 
 if TYPE_CHECKING:
     from celery import Task
@@ -86,9 +87,9 @@ class CeleryMessage:
         headers = {name: value for name, value in headers_of(self._request).items() if not name.startswith("batchkit_")}
         return str(json.dumps({"celery": 1, "task": self._task.name, "options": kept, "headers": headers}))
 
-    def stopping(self) -> AbstractContextManager[WorkerStop]:
-        """Learn of the worker's shutdown, for the length of a slice."""
-        return stopping()
+    def stopping(self) -> AbstractContextManager[Stopping]:
+        """Learn of the worker's shutdown while the message is worked; an eager one is worked to the run's end."""
+        return Stop() if self.is_eager else stopping()
 
     def show(self, progress: Progress) -> None:
         """Store PROGRESS in the shape that celery-progress reads."""

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -120,18 +120,20 @@ class WorkerStop:
 @contextmanager
 def stopping() -> Iterator[WorkerStop]:
     """
-    Turn the signals that would end this child into a request to stop, for the length of the block.
+    Turn the signals that would end this child into a request to stop, until Celery is done with the task.
 
-    The flag is of this slice alone: a child that lives on after its signal would else give back all that it takes. In
-    a worker's main process (pools threads, gevent, solo) the shared byte tells, and Celery's own handlers stay.
+    That is later than the end of the block: callbacks are sent and a result is stored in between, which a signal must
+    not cut short. The flag is of this task alone: a child that lives on after its signal would else give back all that
+    it takes. In a worker's main process (pools threads, gevent, solo) the shared byte tells, and Celery's own handlers
+    stay.
     """
     stop = WorkerStop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     if _is_main_process():
-        with _deferred.block() if _deferred.is_wanted else nullcontext():
-            yield stop
+        _deferred.begin()
+        yield stop
         return
 
     def on_signal(number: int, _: FrameType | None) -> None:
@@ -139,17 +141,24 @@ def stopping() -> Iterator[WorkerStop]:
 
     # Celery ignores SIGTERM in children where REMAP_SIGTERM is set; then main decides, and it must stay so.
     taken = [number for number in _CHILD_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, on_signal) for number in taken}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    _before.update({number: signal.signal(number, on_signal) for number in taken})
+    yield stop
+
+
+#: The handlers that a slice has replaced in this child.
+_before: dict[signal.Signals, Any] = {}
+
+
+def _restore_handlers(**_: Any) -> None:  # noqa: ANN401
+    while _before:
+        number, handler = _before.popitem()
+        signal.signal(number, handler)
+    _deferred.end()
 
 
 class _Deferred:
     """
-    Celery's handler for the first signal in the middle of a slice, called when the slice has ended.
+    Celery's handler for the first signal in the middle of a slice, called when Celery is done with the task.
 
     In the pool solo the main process works the slice itself, and Celery's handler for a cold shutdown raises an error
     in the middle of whatever that does. A second signal goes to Celery at once.
@@ -162,23 +171,22 @@ class _Deferred:
         self._call: Callable[[], object] | None = None
 
     def take(self, call: Callable[[], object]) -> bool:
-        """Keep a handler's call for the end of the slice, if one is being worked and no call is kept yet."""
+        """Keep a handler's call for the end of the task, if one is being worked and no call is kept yet."""
         if not self._is_in_slice or self._call is not None:
             return False
         self._call = call
         return True
 
-    @contextmanager
-    def block(self) -> Iterator[None]:
-        """Keep a call for the end of the block."""
-        self._is_in_slice = True
-        try:
-            yield
-        finally:
-            self._is_in_slice = False
-            call, self._call = self._call, None
-            if call is not None:
-                call()
+    def begin(self) -> None:
+        """Keep a call from now on."""
+        self._is_in_slice = self.is_wanted
+
+    def end(self) -> None:
+        """Make the call that was kept."""
+        self._is_in_slice = False
+        call, self._call = self._call, None
+        if call is not None:
+            call()
 
 
 _deferred = _Deferred()
@@ -241,6 +249,7 @@ def _remove_byte(**_: Any) -> None:  # noqa: ANN401
 # When this module is imported, which is with the app's module: before the worker has started.
 signals.worker_init.connect(_make_byte, weak=False)
 signals.worker_process_init.connect(_begin_child, weak=False)
+signals.task_postrun.connect(_restore_handlers, weak=False)
 signals.worker_shutting_down.connect(_tell, weak=False)
 signals.worker_ready.connect(_wrap_handlers, weak=False)
 signals.worker_shutdown.connect(_remove_byte, weak=False)

@@ -65,7 +65,7 @@ class RQMessage:
         return json.dumps({"rq": 1, "id": self._job.id, "queue": self._job.origin})
 
     def stopping(self) -> AbstractContextManager[WorkerStop]:
-        """Learn of the worker's shutdown, for the length of a slice."""
+        """Learn of the worker's shutdown while the job is worked."""
         return stopping(self._job)
 
     def show(self, progress: Progress) -> None:

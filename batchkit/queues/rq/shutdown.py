@@ -82,7 +82,7 @@ class WorkerStop:
 @contextmanager
 def stopping(job: Job) -> Iterator[WorkerStop]:
     """
-    Turn SIGTERM into a request to stop, for the length of the block.
+    Turn SIGTERM into a request to stop, for the length of the block; in a work horse until its end, which is near.
 
     In a SimpleWorker, which is the worker itself, RQ's own handler is called as well, so that the worker stops too.
     """
@@ -105,7 +105,7 @@ def stopping(job: Job) -> Iterator[WorkerStop]:
     try:
         yield stop
     finally:
-        # RQ may have put a handler of its own in the place of ours: it is called for the second signal.
-        if signal.getsignal(signal.SIGTERM) is on_signal:
-            # A horse that was told to stop ends in good order now, however often it is told.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN if stop.requested and not callable(before) else before)
+        # RQ may have put a handler of its own in the place of ours: it is called for the second signal. In a horse ours
+        # stays, so that a signal does not cut short what RQ does with the job's end.
+        if callable(before) and signal.getsignal(signal.SIGTERM) is on_signal:
+            signal.signal(signal.SIGTERM, before)
