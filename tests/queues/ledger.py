@@ -21,6 +21,14 @@ from sqlalchemy import (
 
 metadata = MetaData()
 item = Table("item", metadata, Column("id", Integer, primary_key=True), Column("times", Integer, nullable=False))
+#: Items of many runs: each run does those of its batch.
+batch_item = Table(
+    "batch_item",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("batch", Integer, nullable=False, index=True),
+    Column("times", Integer, nullable=False),
+)
 called = Table("called", metadata, Column("id", Integer, primary_key=True), Column("what", String(200)))
 
 
@@ -37,6 +45,22 @@ def fill(url: str, *, items: int) -> None:
     with open_ledger(url) as tx:
         metadata.create_all(tx)
         tx.execute(insert(item), [{"id": number, "times": 0} for number in range(1, items + 1)])
+
+
+def fill_batch(url: str, batch: int, *, items: int) -> None:
+    """Make the items of a batch, which were never done."""
+    with open_ledger(url) as tx:
+        tx.execute(insert(batch_item), [{"batch": batch, "times": 0} for _ in range(items)])
+
+
+def batch_times(url: str) -> dict[int, dict[int, int]]:
+    """Count, for each batch, the items that were done so often."""
+    columns = (batch_item.c.batch, batch_item.c.times, func.count())
+    found: dict[int, dict[int, int]] = {}
+    with open_ledger(url) as tx:
+        for batch, times_, count in tx.execute(select(*columns).group_by(*columns[:2])):
+            found.setdefault(batch, {})[times_] = count
+    return found
 
 
 def times(url: str) -> dict[int, int]:

@@ -14,7 +14,7 @@ from sqlalchemy import insert, select, update
 
 from batchkit import BatchKit, Chunk, Finish, Source, batched, rows
 from batchkit.queues import RQQueue
-from tests.queues.ledger import called, calls, item, open_ledger
+from tests.queues.ledger import batch_item, called, calls, item, open_ledger
 
 LEASE_SECONDS = 3.0
 
@@ -65,6 +65,19 @@ def slow_once(chunk: Chunk[int]) -> None:
     if is_first_try:
         note("slow")
     count.function(chunk, 30 if is_first_try else 0)
+
+
+def _batch(batch: int, pause: float = 0.02) -> Source[int]:
+    return rows(select(batch_item.c.id).where(batch_item.c.batch == batch), key=batch_item.c.id)
+
+
+@batched(_batch, chunk_size=10, lease=LEASE_SECONDS, slice_time=1.5)
+def one_batch(chunk: Chunk[int], batch: int, pause: float = 0.02) -> None:
+    """Count each item of a batch as done once more."""
+    chunk.connection.execute(
+        update(batch_item).where(batch_item.c.id.in_(list(chunk))).values(times=batch_item.c.times + 1)
+    )
+    time.sleep(pause)
 
 
 def calls_a_job(pause: float) -> int:
