@@ -80,7 +80,9 @@ class Postgres:
     def engine_options(self, url: URL) -> dict[str, Any]:  # noqa: ARG002
         """Give what `create_engine` needs for *url*."""
         keepalives = {"keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
-        return {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10, **keepalives}}
+        # No prepared statements: behind pgbouncer in transaction mode they are on another connection the next time.
+        connect = {"connect_timeout": 10, "prepare_threshold": None, **keepalives}
+        return {"pool_pre_ping": True, "connect_args": connect}
 
     def check(self, driver: DriverConnection) -> None:
         """Refuse an engine in AUTOCOMMIT: each statement of a user's session would commit by itself."""
