@@ -1,8 +1,9 @@
-"""The databases that tests run on, each test on an empty one of its own."""
+"""The servers that tests use: databases, each test on an empty one of its own, and brokers."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import uuid
 from collections import Counter
@@ -12,11 +13,16 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.servers.debian import PackagesNotFoundError
 from tests.servers.postgres import PostgresNotFoundError, PostgresServer
+from tests.servers.rabbitmq import RabbitServer
+from tests.servers.redis import RedisNotFoundError, RedisServer
 
 # A slow machine is no error of the code under test.
 settings.register_profile("batchkit", parent=settings.get_profile(settings.get_current_profile_name()), deadline=None)
 settings.load_profile("batchkit")
+
+_redis_databases = itertools.count()
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +66,38 @@ def database_url(request: pytest.FixtureRequest) -> str:
     fixture = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param]
     url: str = request.getfixturevalue(fixture)
     return url
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """Run a Redis of this test process alone."""
+    try:
+        server = RedisServer()
+    except RedisNotFoundError as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(error))
+    with contextlib.closing(server):
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rabbit_server() -> Iterator[RabbitServer]:
+    """Run a RabbitMQ of this test process alone."""
+    try:
+        server = RabbitServer()
+    except PackagesNotFoundError as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(error))
+    with contextlib.closing(server):
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """Give the URL of a database of Redis that no other test uses."""
+    return redis_server.url(next(_redis_databases))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

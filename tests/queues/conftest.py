@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import subprocess
 import sys
@@ -22,44 +21,8 @@ from batchkit.queues import InlineQueue
 from batchkit.states import FINAL
 from tests.queues import ledger
 from tests.queues.workers import Crew, crew
-from tests.servers.debian import PackagesNotFoundError
 from tests.servers.rabbitmq import RabbitServer
-from tests.servers.redis import RedisNotFoundError, RedisServer
 from tests.waiting import eventually
-
-_redis_databases = itertools.count()
-
-
-@pytest.fixture(scope="session")
-def redis_server() -> Iterator[RedisServer]:
-    """Run a Redis of this test process alone."""
-    try:
-        server = RedisServer()
-    except RedisNotFoundError as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(str(error))
-    with closing(server):
-        yield server
-
-
-@pytest.fixture(scope="session")
-def rabbit_server() -> Iterator[RabbitServer]:
-    """Run a RabbitMQ of this test process alone."""
-    try:
-        server = RabbitServer()
-    except PackagesNotFoundError as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(str(error))
-    with closing(server):
-        yield server
-
-
-@pytest.fixture
-def redis_url(redis_server: RedisServer) -> str:
-    """Give the URL of a database of Redis that no other test uses."""
-    return redis_server.url(next(_redis_databases))
 
 
 @dataclass

@@ -31,12 +31,16 @@ class QueueWorker:
                 stderr=stream,
                 start_new_session=True,
             )
-        eventually(
-            lambda: ready in log.read_text(errors="replace") or self._process.poll() is not None,
-            within=60,
-            message=lambda: f"the worker is not ready:\n{self.log()}",
-        )
-        assert self.is_alive, self.log()
+        try:
+            eventually(
+                lambda: ready in log.read_text(errors="replace") or self._process.poll() is not None,
+                within=60,
+                message=lambda: f"the worker is not ready:\n{self.log()}",
+            )
+        except AssertionError:
+            self.end()
+            raise
+        assert not ready or self.is_alive, self.log()
 
     @property
     def is_alive(self) -> bool:

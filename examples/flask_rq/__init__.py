@@ -1,0 +1,1 @@
+"""A web app whose long jobs survive deploys, on RQ."""
