@@ -27,7 +27,7 @@ from batchkit.run import Run
 from batchkit.slicing import Ending, Outcome
 from batchkit.states import RunState
 from batchkit.stopping import Stop, stopped_by_signals
-from batchkit.store import Clock, Sessions, Store
+from batchkit.store import Clock, Health, Sessions, Store
 from batchkit.sweep import Swept, sweep
 from batchkit.worker import Worker
 
@@ -114,6 +114,16 @@ class BatchKit:
     def queue(self) -> Queue:
         """What wakes workers up."""
         return self._queue
+
+    @property
+    def grace(self) -> float | None:
+        """The seconds between the signal to stop and the kill; None where nobody said."""
+        return self._worker.grace
+
+    @property
+    def health(self) -> Health:
+        """What the database says of itself, for `batchkit doctor`."""
+        return self._store.health
 
     @property
     def database_url(self) -> str:
@@ -283,6 +293,15 @@ class BatchKit:
     def migrate(self) -> None:
         """Bring batchkit's tables to this version. To do it twice, or from several processes at once, is harmless."""
         self._store.schema.migrate()
+
+    def check_tables(self) -> None:
+        """
+        Refuse tables that are not those of this version; the embedded default makes them.
+
+        Raises:
+            SchemaMismatch: it says what to run.
+        """
+        self._ready()
 
     def schema_version(self) -> tuple[str | None, str]:
         """Give the version of the tables in the database and the one that this batchkit works with."""

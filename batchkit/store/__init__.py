@@ -6,6 +6,8 @@ from sqlalchemy import URL, Engine
 
 from batchkit.store.clock import Clock
 from batchkit.store.database import Database, HeldConnection
+from batchkit.store.dialects import Server
+from batchkit.store.health import Backlog, ClockOffset, Health
 from batchkit.store.leases import Leases
 from batchkit.store.runs import Runs
 from batchkit.store.schema import Schema
@@ -13,13 +15,17 @@ from batchkit.store.tables import tables
 from batchkit.store.transaction import ChunkTransaction, Sessions
 
 __all__ = [
+    "Backlog",
     "ChunkTransaction",
     "Clock",
+    "ClockOffset",
     "Database",
+    "Health",
     "HeldConnection",
     "Leases",
     "Runs",
     "Schema",
+    "Server",
     "Sessions",
     "Store",
     "tables",
@@ -34,6 +40,7 @@ class Store:
         self.schema = Schema(self.database)
         self.runs = Runs(self.database)
         self.leases = Leases(self.database, self.runs)
+        self.health = Health(self.database)
 
     def close(self) -> None:
         """Close the pooled connections."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import time
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sqlalchemy.engine import URL
@@ -14,6 +15,7 @@ from batchkit.errors import InvalidDatabase
 # Any: the drivers' connections and cursors have no common type.
 DriverConnection = Any
 
+_POSTGRES_AT_LEAST = (12,)
 _SQLITE_AT_LEAST = (3, 35, 0)
 _SQLITE_BUSY_SECONDS = 30.0
 _SQLITE_LOOK_MILLISECONDS = 10
@@ -30,6 +32,20 @@ class Fault(enum.Enum):
     READ_ONLY = "read-only"
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What a database says of itself."""
+
+    name: str
+    version: tuple[int, ...]
+    #: the oldest that batchkit is made for
+    at_least: tuple[int, ...]
+    #: why nothing can be written there
+    refuses_writes: str | None = None
+    #: how SQLite keeps what is not committed
+    journal: str | None = None
+
+
 class Dialect(Protocol):
     """How one kind of database is spoken to where SQLAlchemy does not say it."""
 
@@ -42,6 +58,10 @@ class Dialect(Protocol):
 
     def check(self, driver: DriverConnection) -> None:
         """Refuse a connection that cannot keep the promises."""
+        ...
+
+    def server(self, driver: DriverConnection) -> Server:
+        """Ask the server what it is and how it is set."""
         ...
 
     def begin(self, driver: DriverConnection, *, lock_wait: float | None, idle: float) -> None:
@@ -91,6 +111,20 @@ class Postgres:
                 "the engine is in AUTOCOMMIT, so a chunk's writes could not commit together with its checkpoint; "
                 'give batchkit an engine without isolation_level="AUTOCOMMIT"'
             )
+
+    def server(self, driver: DriverConnection) -> Server:
+        """Ask for the version, and for what would make every chunk fail."""
+        number, read_only, is_standby = driver.execute(
+            "SELECT current_setting('server_version_num')::int, current_setting('default_transaction_read_only'), "
+            "pg_is_in_recovery()"
+        ).fetchone()
+        refusals = {"default_transaction_read_only is on": read_only == "on", "it is a standby": is_standby}
+        return Server(
+            name="PostgreSQL",
+            version=(number // 10_000, number % 10_000),
+            at_least=_POSTGRES_AT_LEAST,
+            refuses_writes=next((why for why, is_so in refusals.items() if is_so), None),
+        )
 
     def begin(self, driver: DriverConnection, *, lock_wait: float | None, idle: float) -> None:
         """Begin with one simple query of several statements, hence one round trip; never as a prepared statement."""
@@ -159,6 +193,15 @@ class Sqlite:
                 time.sleep(_SQLITE_LOOK_MILLISECONDS / 1000)
             else:
                 break
+
+    def server(self, driver: DriverConnection) -> Server:
+        """Ask whether the file is in WAL: where it cannot be, `check` has asked in vain."""
+        import sqlite3  # noqa: PLC0415  some Pythons are built without it
+
+        (journal,) = driver.execute("PRAGMA journal_mode").fetchone()
+        return Server(
+            name="SQLite", version=sqlite3.sqlite_version_info, at_least=_SQLITE_AT_LEAST, journal=str(journal)
+        )
 
     def begin(self, driver: DriverConnection, *, lock_wait: float | None, idle: float) -> None:  # noqa: ARG002
         """

@@ -29,7 +29,7 @@ from sqlalchemy.sql.selectable import Select
 
 from batchkit.model import Lease, NewRun, Plan, Range, RunId, WakeUp
 from batchkit.states import WORKABLE, PartitionKind, PartitionState, Request, RunState
-from batchkit.store.clock import Clock, Later
+from batchkit.store.clock import Clock, Later, UtcTime
 from batchkit.store.tables import Tables
 
 _SHORTEST_CARRY = "{}"
@@ -425,6 +425,39 @@ class Statements:
             .values(resend_at=self.clock.after(literal(patience, Float)))
         )
 
+    def backlog(self, *, waited: float, unswept: float) -> Executable:
+        """Count the runs that have *waited* so long for a worker, and those of them that no sweep has seen to."""
+        partition = self.partition.c
+        # Where a dead worker's lease has run out, it waits since then.
+        since = func.coalesce(partition.lease_expires_at, partition.due_at, type_=UtcTime())
+        found = (
+            self.wake_ups()
+            .add_columns(since.label("since"), func.coalesce(partition.resend_at, since, type_=UtcTime()).label("send"))
+            .where(since <= self._ago(waited))
+            .subquery()
+        )
+        late = case((found.c.send <= self._ago(unswept), found.c.run_id))
+        return select(
+            func.count(found.c.run_id.distinct()),
+            func.min(found.c.since),
+            func.max(found.c.asked_at),
+            func.count(late.distinct()),
+        )
+
+    def chunk_seconds(self, *, within: float) -> Select[Any]:
+        """Give the longest last chunk, by job, of the runs that have not ended longer ago than *within*."""
+        run, partition = self.run.c, self.partition.c
+        return (
+            select(run.job, func.max(partition.chunk_size / partition.rate))
+            .join(self.partition, partition.run_id == run.id)
+            .where(
+                partition.rate > 0,
+                partition.chunk_size.is_not(None),
+                or_(run.finished_at.is_(None), run.finished_at > self._ago(within)),
+            )
+            .group_by(run.job)
+        )
+
     # Announcing
 
     def announcement_due(self) -> ColumnElement[datetime | None]:
@@ -540,6 +573,9 @@ class Statements:
 
     def _is_live(self) -> ColumnElement[bool]:
         return self.partition.c.lease_expires_at > self.clock.now()
+
+    def _ago(self, seconds: float) -> ColumnElement[datetime]:
+        return self.clock.after(literal(-seconds, Float))
 
     def _patience(self) -> ColumnElement[datetime]:
         return self.clock.after(literal(PATIENCE_SECONDS, Float))

@@ -46,6 +46,11 @@ class CeleryQueue:
         self._told: dict[str, Callable[[], None]] = {}
         self._sweeper: Sweeper | None = None
 
+    @property
+    def app(self) -> Celery:
+        """The Celery app."""
+        return self._app
+
     def attach(self, kit: Kit) -> None:
         """Register the kit's jobs as tasks, and sweep for it in workers; the kit does this."""
         if self._kit is not None:

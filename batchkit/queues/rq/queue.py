@@ -55,6 +55,16 @@ class RQQueue:
         self._kit: Kit | None = None
         self._at_hand: RQMessage | None = None
 
+    @property
+    def connection(self) -> Redis:
+        """The Redis that the workers listen to."""
+        return self._connection
+
+    @property
+    def serializer(self) -> Any:  # noqa: ANN401  RQ takes a class or its path
+        """The serializer of the workers, as RQ resolves it."""
+        return self._queue("default").serializer
+
     def attach(self, kit: Kit) -> None:
         """Wake workers up for the jobs of *kit*; the kit does this."""
         if self._kit is not None:
@@ -137,8 +147,13 @@ class RQQueue:
         return self._kit
 
 
+def eaten_params(job: Definition) -> list[str]:
+    """Give the params of a job that `queue.enqueue(job, ...)` takes for its own options."""
+    return sorted(_EATEN & set(job.signature.parameters))
+
+
 def _warn_of_eaten_params(job: Definition) -> None:
-    eaten = sorted(_EATEN & set(job.signature.parameters))
+    eaten = eaten_params(job)
     if eaten:
         _logger.warning(
             "RQ takes %s for itself in queue.enqueue(job, ...); start job %s with .start(...), or name them otherwise",
