@@ -112,7 +112,7 @@ def limit_findings(app: Celery, job: Definition, tasks: Iterable[Task], chunk_se
             limit = own or of_all
             if not limit or limit > lasts:
                 continue
-            setting = name if own else f"task_{name}"
+            setting = f"task_{name}" if limit == of_all else name
             yield Finding(
                 check="celery-time-limit",
                 level=Level.FAIL,
@@ -205,7 +205,7 @@ def shutdown_findings(app: Celery, remap: str | None, *, grace: float | None) ->
             level=Level.FAIL if is_cold else Level.WARN,
             subject="worker_soft_shutdown_timeout",
             problem=f"It is {soft:g} s, and the grace is {grace:g} s.",
-            danger="Where REMAP_SIGTERM is SIGQUIT the worker waits so long whenever a task runs, and is killed waiting.",
+            danger="Where REMAP_SIGTERM is SIGQUIT a worker waits so long whenever a task runs, and is killed waiting.",
             mend=f"Set it well below {grace:g} s: what is left is for giving messages back.",
         )
     elif soft and not is_cold:

@@ -9,9 +9,6 @@ from batchkit.doctor.findings import Finding, Level
 from batchkit.errors import BatchkitError, DatabaseUnavailable, SchemaMismatch
 from batchkit.store import ClockOffset, Server
 
-#: A slice holds one connection; the timer that renews its lease uses another.
-CONNECTIONS_OF_A_SLICE = 2
-
 _CLOCKS_MAY_DIFFER_SECONDS = 1.0
 
 
@@ -123,7 +120,8 @@ def clock_findings(offset: ClockOffset, *, subject: str) -> Iterator[Finding]:
 
 def pool_findings(capacity: int | None, *, slices_at_once: int, subject: str) -> Iterator[Finding]:
     """Look whether a worker process may have as many connections as its slices need."""
-    needed = CONNECTIONS_OF_A_SLICE * slices_at_once
+    # Each slice holds one; the timers that renew their leases need another for a moment, and can share it.
+    needed = slices_at_once + 1
     if capacity is None or capacity >= needed:
         return
     yield Finding(
@@ -131,8 +129,8 @@ def pool_findings(capacity: int | None, *, slices_at_once: int, subject: str) ->
         level=Level.FAIL,
         subject=subject,
         problem=(
-            f"The engine's pool has {capacity} connections at most, and {slices_at_once} slices at once in a process "
-            f"need {needed}: each holds one, and its lease is renewed on another."
+            f"The engine's pool has {capacity} connections at most, and a process with {slices_at_once} slices at once "
+            f"needs {needed}: a slice holds one, and leases are renewed on another."
         ),
         danger="A lease that cannot be renewed during a long chunk is lost, and the chunk is rolled back.",
         mend=f"Make the engine with pool_size={needed} or more.",

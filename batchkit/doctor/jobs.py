@@ -31,8 +31,8 @@ def grace_findings(
         return
     may_take = working_seconds(grace)
     for job in jobs:
-        took = chunk_seconds.get(job.name, 0.0)
-        if took < may_take:
+        took = chunk_seconds.get(job.name)
+        if took is None or took < may_take:
             continue
         yield Finding(
             check="chunk-longer-than-grace",

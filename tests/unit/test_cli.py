@@ -518,6 +518,51 @@ def test_recover_tells_which_runs_wait(batchkit: Batchkit):
     assert {"settled": [], "woken": [id_]} == batchkit("recover", "--json").json
 
 
+# The doctor
+
+FINDING_SHAPE = ["check", "level", "subject", "problem", "danger", "mend"]
+
+
+def test_the_doctor_says_that_nothing_is_wrong(batchkit: Batchkit, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("BATCHKIT_GRACE_SECONDS", "30")
+
+    assert (0, "nothing found\n") == (batchkit("doctor").code, batchkit("doctor").out)
+    assert (0, []) == (batchkit("doctor", "--json").code, batchkit("doctor", "--json").json)
+
+
+def test_what_is_good_to_know_is_no_failure(batchkit: Batchkit):
+    result = batchkit("doctor", "--json")
+
+    assert 0 == result.code
+    assert [FINDING_SHAPE] == [list(finding) for finding in result.json]
+    assert [("grace-unknown", "info")] == [(finding["check"], finding["level"]) for finding in result.json]
+
+
+def test_the_doctor_fails_where_something_must_be_mended(batchkit: Batchkit, home: Path):
+    (home / "app.db").unlink()
+
+    told = batchkit("doctor")
+
+    assert 1 == told.code == batchkit("doctor", "--json").code
+    assert told.out.startswith("FAIL sqlite:///app.db: The tables of batchkit")
+    assert "Run `batchkit db upgrade`" in told.out
+    assert told.out.endswith("\n1 fail, 1 info\n")
+
+
+def test_the_doctor_does_without_an_app_and_without_a_database(batchkit: Batchkit, monkeypatch: pytest.MonkeyPatch):
+    assert 0 == batchkit("doctor", app=None).code
+    monkeypatch.setenv("BATCHKIT_DATABASE_URL", "postgresql+psycopg://nobody:secret@127.0.0.1:1/nowhere")
+
+    away = batchkit("doctor", "--json", app=None)
+
+    assert (1, "database-unreachable") == (away.code, away.json[0]["check"])
+    assert "secret" not in away.out
+
+
+def test_the_doctor_wants_an_app_that_is_there(batchkit: Batchkit):
+    assert "there is no module 'nowhere'" in one_line_of(batchkit("doctor", app="nowhere:kit"))
+
+
 def test_wrong_options_are_usage_errors(batchkit: Batchkit):
     assert 2 == batchkit("runs", "--nonsense").code
     assert 2 == batchkit("nonsense").code
