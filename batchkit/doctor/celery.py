@@ -270,6 +270,9 @@ def check_broker(app: Celery, jobs: Collection[Definition]) -> Iterator[Finding]
             yield from visibility_findings(app, jobs, kind)
             if kind == "amqp":
                 yield consumer_timeout(subject)
+            if kind == "redis":
+                # Else a host that does not answer is waited for as long as the system likes.
+                connection.transport_options.setdefault("socket_connect_timeout", _CONNECT_SECONDS)
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=_CONNECT_SECONDS)
             if kind == "redis":
                 from batchkit.doctor.redis import check_redis  # noqa: PLC0415  only this transport needs the package

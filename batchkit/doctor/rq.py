@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 from rq import Queue
-from rq.serializers import DefaultSerializer, PickleSerializer
 
 from batchkit.doctor.findings import Finding, Level, listed, named
 from batchkit.doctor.redis import check_redis
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     from redis import Redis
 
 _OLDEST, _TOO_NEW = 2, 4
+#: How every pickle begins from protocol 2 on
+_PICKLED = b"\x80"
 
 
 def check_rq(
@@ -66,13 +67,14 @@ def version_findings(installed: str) -> Iterator[Finding]:
 
 def serializer_findings(serializer: Any) -> Iterator[Finding]:  # noqa: ANN401  RQ takes anything with dumps and loads
     """Look whether workers unpickle what they are sent."""
-    if serializer not in {DefaultSerializer, PickleSerializer}:
+    # Its name says less: others that pickle, such as dill's, may be given as well.
+    if not bytes(serializer.dumps("")).startswith(_PICKLED):
         return
     yield Finding(
         check="rq-pickle",
         level=Level.WARN,
         subject="serializer",
-        problem="Jobs are pickled, which is RQ's default.",
+        problem="Jobs are pickled, as RQ does by default.",
         danger="Whoever can write to Redis can run any code in the workers.",
         mend=(
             "Use rq.serializers.JSONSerializer everywhere: RQQueue(..., serializer=JSONSerializer), your own queues, "

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from redis import Redis
+from rq.serializers import JSONSerializer
 
 from batchkit.doctor import Finding, Level
 from batchkit.doctor.celery import check_broker
@@ -65,7 +66,7 @@ def test_a_rabbitmq_that_answers_leaves_only_what_cannot_be_seen(rabbit_server: 
 
 def test_a_redis_that_is_away_is_a_finding():
     with Redis(host="127.0.0.1", port=1) as connection:
-        found = checks(list(check_rq(connection, None, [], {})))
+        found = checks(list(check_rq(connection, JSONSerializer, [], {})))
 
     assert [("redis-unreachable", Level.FAIL)] == found
 

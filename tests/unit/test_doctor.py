@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -452,7 +453,7 @@ def test_another_rq_than_ours_is_found(version: str, is_found: bool):
 
 @pytest.mark.parametrize(
     ("serializer", "is_found"),
-    [(DefaultSerializer, True), (JSONSerializer, False)],
+    [(DefaultSerializer, True), (pickle, True), (JSONSerializer, False)],
 )
 def test_pickled_rq_jobs_are_found(serializer: object, is_found: bool):
     assert is_found == bool(list(rq.serializer_findings(serializer)))
