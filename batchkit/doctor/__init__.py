@@ -10,6 +10,7 @@ from batchkit.doctor.database import check_database
 from batchkit.doctor.findings import Finding, Level, not_checked
 from batchkit.doctor.jobs import RECENT_SECONDS, grace_findings, place_findings, stuck_findings
 from batchkit.doctor.runs import UNSWEPT_SECONDS, WAITED_SECONDS, backlog_findings
+from batchkit.job import Definition
 
 __all__ = ["Finding", "Level", "examine"]
 
@@ -30,11 +31,12 @@ class _Examination:
 
     def __init__(self, kit: BatchKit) -> None:
         self._kit = kit
-        self._jobs = [job for _, job in sorted(kit.jobs.items())]
         self._chunk_seconds: dict[str, float] = {}
 
     def findings(self) -> Iterator[Finding]:
         """Make all checks, those of the database first, since others want what is kept there."""
+        if self._queue_kind == "CeleryQueue":
+            yield from self._attempted("tasks of the Celery app", self._import_tasks)
         is_usable = True
         for finding in self._attempted("database", self._of_database):
             is_usable = is_usable and not finding.check.startswith("database-")
@@ -49,6 +51,12 @@ class _Examination:
             yield from check()
         except Exception as error:  # noqa: BLE001  the other checks are wanted all the same
             yield not_checked(subject, error)
+
+    def _import_tasks(self) -> Iterator[Finding]:
+        from batchkit.doctor.celery import import_tasks  # noqa: PLC0415  an extra
+
+        import_tasks(cast("Any", self._kit.queue).app)
+        return iter(())
 
     def _of_database(self) -> Iterator[Finding]:
         yield from check_database(self._kit, queue=self._queue_kind, slices_at_once=self._slices_at_once())
@@ -66,9 +74,11 @@ class _Examination:
     def _of_queue(self) -> Iterator[Finding]:
         queue = cast("Any", self._kit.queue)  # one of two that may not be installed both
         if self._queue_kind == "CeleryQueue":
+            from batchkit.doctor.broker import check_broker  # noqa: PLC0415  an extra
             from batchkit.doctor.celery import check_celery  # noqa: PLC0415  an extra
 
             yield from check_celery(queue.app, self._jobs, self._chunk_seconds, grace=self._kit.grace)
+            yield from check_broker(queue.app, self._jobs)
         elif self._queue_kind == "RQQueue":
             from batchkit.doctor.rq import check_rq  # noqa: PLC0415  an extra
 
@@ -80,6 +90,10 @@ class _Examination:
         from batchkit.doctor.celery import slices_at_once  # noqa: PLC0415  an extra
 
         return slices_at_once(cast("Any", self._kit.queue).app)
+
+    @property
+    def _jobs(self) -> list[Definition]:
+        return [job for _, job in sorted(self._kit.jobs.items())]
 
     @property
     def _queue_kind(self) -> str:

@@ -15,7 +15,7 @@ from redis import Redis
 from rq.serializers import JSONSerializer
 
 from batchkit.doctor import Finding, Level
-from batchkit.doctor.celery import check_broker
+from batchkit.doctor.broker import check_broker
 from batchkit.doctor.redis import check_redis
 from batchkit.doctor.rq import check_rq
 from tests.servers.rabbitmq import RabbitServer

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
+import sys
+import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,10 +18,10 @@ from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool, StaticPool
 
 from batchkit import BatchKit, Chunk, batched, span
-from batchkit.doctor import Finding, Level, celery, database, examine, jobs, redis, rq, runs
+from batchkit.doctor import Finding, Level, broker, celery, database, examine, jobs, redis, rq, runs
 from batchkit.errors import DatabaseUnavailable
 from batchkit.job import JOBS, Definition
-from batchkit.queues import InlineQueue
+from batchkit.queues import CeleryQueue, InlineQueue
 from batchkit.store import Backlog, ClockOffset, Server, Store
 
 SLICE_SECONDS = 60.0
@@ -180,9 +183,8 @@ def test_a_chunk_that_is_near_to_its_timeout_is_found():
 
 
 def test_a_job_of_the_main_script_is_found_where_workers_are_other_processes():
-    here: dict[str, object] = {"__name__": "__main__", "batched": batched, "span": span}
-    exec("@batched(lambda: span(0, 1), name='doctor.main')\ndef job(chunk): pass", here)  # noqa: S102  a script
-    job = JOBS["doctor.main"]
+    function = types.FunctionType(nothing.__code__, {"__name__": "__main__"})
+    job = dataclasses.replace(NIGHTLY, function=function)
 
     assert "job-in-main" == only(jobs.place_findings([NIGHTLY, job], crosses_processes=True)).check
     assert [] == list(jobs.place_findings([NIGHTLY, job], crosses_processes=False))
@@ -334,7 +336,7 @@ def test_prefetching_is_found(app: Celery, settings: dict[str, object], is_found
 
 
 @pytest.mark.parametrize(
-    ("settings", "broker", "is_found"),
+    ("settings", "kind", "is_found"),
     [
         ({}, "redis", False),
         ({"broker_transport_options": {"visibility_timeout": 240}}, "redis", True),
@@ -346,11 +348,11 @@ def test_prefetching_is_found(app: Celery, settings: dict[str, object], is_found
     ],
 )
 def test_a_visibility_timeout_that_slices_outlast_is_found(
-    app: Celery, settings: dict[str, object], broker: str, is_found: bool
+    app: Celery, settings: dict[str, object], kind: str, is_found: bool
 ):
     app.conf.update(settings)
 
-    assert is_found == bool(list(celery.visibility_findings(app, [NIGHTLY], broker)))
+    assert is_found == bool(list(broker.visibility_findings(app, [NIGHTLY], kind)))
 
 
 @pytest.mark.parametrize(
@@ -423,24 +425,16 @@ def test_the_slices_of_a_process_are_counted_by_the_pool(app: Celery, settings: 
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "amqp://127.0.0.1:1//", "nonsense://"])
 def test_a_broker_that_cannot_be_reached_is_a_finding(url: str):
     with Celery("away", broker=url, set_as_current=False) as app:
-        findings = list(celery.check_broker(app, [NIGHTLY]))
+        findings = list(broker.check_broker(app, [NIGHTLY]))
 
     assert ("celery-broker-unreachable", Level.FAIL) == levels(findings)[-1]
 
 
 def test_rabbitmqs_consumer_timeout_is_told_once():
     with Celery("away", broker="amqp://127.0.0.1:1//", set_as_current=False) as app:
-        findings = list(celery.check_broker(app, [NIGHTLY, EATEN]))
+        findings = list(broker.check_broker(app, [NIGHTLY, EATEN]))
 
     assert 1 == levels(findings).count(("rabbitmq-consumer-timeout", Level.INFO))
-
-
-def test_tasks_that_cannot_be_imported_are_a_finding(app: Celery):
-    app.conf.include = ["not_there_at_all"]
-    findings = list(celery.check_celery(app, [NIGHTLY], {}, grace=None))
-
-    assert ("not-checked", Level.WARN) in levels(findings)
-    assert ("celery-prefetch", Level.WARN) in levels(findings)
 
 
 # RQ and Redis
@@ -549,3 +543,35 @@ def test_a_check_that_breaks_is_a_finding(make_kit: Callable[..., BatchKit], tmp
     findings = examine(kit)
 
     assert Level.FAIL is findings[0].level or "not-checked" == findings[0].check
+
+
+def test_tasks_that_cannot_be_imported_are_a_finding_and_the_rest_is_checked(
+    make_kit: Callable[..., BatchKit], app: Celery
+):
+    app.conf.include = ["not_there_at_all"]
+    kit = make_kit(queue=CeleryQueue(app))
+    kit.migrate()
+
+    findings = examine(kit)
+
+    assert "tasks of the Celery app" == next(each.subject for each in findings if each.check == "not-checked")
+    assert ("celery-prefetch", Level.WARN) in levels(findings)
+
+
+def test_jobs_in_modules_that_only_workers_import_are_checked(
+    make_kit: Callable[..., BatchKit], app: Celery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "doctor_tasks.py").write_text(
+        "from batchkit import batched, span\n"
+        "@batched(lambda: span(0, 1), name='doctor.late', slice_time=9000)\n"
+        "def late(chunk): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    app.conf.update(include=["doctor_tasks"], task_time_limit=8000)
+    kit = make_kit(queue=CeleryQueue(app))
+    kit.migrate()
+
+    limits = [finding.subject for finding in examine(kit) if finding.check == "celery-time-limit"]
+
+    sys.modules.pop("doctor_tasks")
+    assert ["task doctor.late"] == limits
