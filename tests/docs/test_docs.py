@@ -8,6 +8,7 @@ import re
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -63,8 +64,21 @@ class User(Base):
 """
 
 
+def _readme_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (_ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_readmes_kits_on_celery_and_rq_are_built_as_they_are_written(sqlite_url: str):
+    for block, queue in zip(_readme_blocks()[2:], ("CeleryQueue", "RQQueue"), strict=True):
+        names: dict[str, Any] = {}
+        exec(block.replace("postgresql+psycopg://localhost/app", sqlite_url), names)  # noqa: S102  our own README
+        with closing(names["kit"]) as kit:
+            kit.migrate()
+            assert queue == type(kit.queue).__name__
+
+
 def test_the_readmes_app_works_as_it_is_written(tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch):
-    jobs, calls = re.findall(r"```python\n(.*?)```", (_ROOT / "README.md").read_text(), re.DOTALL)
+    jobs, calls, _, _ = _readme_blocks()
     package = tmp_path / "readme_app"
     package.mkdir()
     (package / "__init__.py").touch()
