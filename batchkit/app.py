@@ -19,7 +19,7 @@ from batchkit.errors import (
 )
 from batchkit.grace import grace_seconds
 from batchkit.job import JOBS, Definition, Registry, current_kit
-from batchkit.model import Lease, RunId
+from batchkit.model import Lease, RunId, WakeUp
 from batchkit.queue import Queue
 from batchkit.queues.inline import InlineQueue
 from batchkit.queues.local import LocalQueue, work_until_stopped
@@ -256,6 +256,10 @@ class BatchKit:
             state = self._store.leases.end_leases_of(worker, run_id)
             _logger.info("a worker is gone", extra={"run_id": run_id, "worker": worker, "state": state.value})
         self.recover()
+
+    def waiting(self, run_id: RunId, partition: int) -> list[WakeUp]:
+        """Give the wake-up of a partition, if it waits for a worker."""
+        return self._store.runs.waiting(run_id, partition=partition)
 
     def announced(self, run_id: RunId) -> None:
         """Take note that the end of a run was told to those who wait at the queue."""

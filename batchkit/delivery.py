@@ -25,7 +25,7 @@ from batchkit.worker import Worker
 _logger = logging.getLogger("batchkit")
 
 #: How often a worker that is stopping may hand a message on at once; after that the sweep sends it.
-_MOST_HOPS = 5
+MOST_HOPS = 5
 _HOP_SECONDS = 0.2
 _AGAIN_SECONDS = 10.0
 
@@ -129,6 +129,10 @@ class Kit(Protocol):
 
     def end_leases_of(self, worker: str) -> None:
         """End the leases of a worker that is known to be gone, and wake others up for its runs."""
+        ...
+
+    def waiting(self, run_id: RunId, partition: int) -> list[WakeUp]:
+        """Give the wake-up of a partition, if it waits for a worker."""
         ...
 
     def announced(self, run_id: RunId) -> None:
@@ -266,7 +270,7 @@ class Deliveries:
     def _hand_on(self, message: Message, run_id: RunId) -> None:
         """Leave a message that came to a worker which is stopping to the others: its wake-up is still good."""
         for wake_up in self._store.runs.waiting(run_id, partition=message.partition):
-            if wake_up.number == message.wake_no and message.hops < _MOST_HOPS:
+            if wake_up.number == message.wake_no and message.hops < MOST_HOPS:
                 # For a moment this worker may still be the quickest to take it.
                 time.sleep(_HOP_SECONDS)
                 message.hand_on(wake_up)

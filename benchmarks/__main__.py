@@ -12,7 +12,7 @@ from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import growth, safety
+from benchmarks import growth, queues, safety
 from tests.servers.postgres import PostgresServer
 
 _WANTED = {
@@ -36,7 +36,22 @@ def main() -> None:
         print_safety(urls, chunks=200 if quick else 1000)
         if not quick:
             print_growth(urls)
+    print_queues(chunks=100 if quick else 1000)
     print_import()
+
+
+def print_queues(*, chunks: int) -> None:
+    """Print what a queue costs."""
+    print(
+        "\nqueue     ms per chunk of 10: worker  inline  ratio   first chunk  after SIGTERM  after SIGKILL (lease 5 s)"
+    )
+    for queue in ("celery", "rq"):
+        found = queues.measure(queue, chunks=chunks)
+        ratio = found.worker_chunk / found.inline_chunk
+        print(
+            f"{queue:<10}{found.worker_chunk:>26.2f}{found.inline_chunk:>8.2f}{ratio:>7.2f}"
+            f"{found.first_chunk:>11.3f} s{found.after_sigterm:>13.2f} s{found.after_sigkill:>13.2f} s"
+        )
 
 
 def print_safety(urls: list[str], *, chunks: int) -> None:

@@ -17,7 +17,7 @@ from batchkit import BatchKit, Chunk, Finish, Source, batched, rows
 from batchkit.queues import CeleryQueue
 from tests.queues.ledger import batch_item, called, calls, item, open_ledger
 
-LEASE_SECONDS = 3.0
+LEASE_SECONDS = float(os.environ.get("TEST_LEASE", "3"))
 
 app = Celery("tests.queues.celery_app", broker=os.environ["TEST_BROKER"], backend=os.environ.get("TEST_BACKEND"))
 app.conf.update(

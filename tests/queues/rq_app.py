@@ -16,7 +16,7 @@ from batchkit import BatchKit, Chunk, Finish, Source, batched, rows
 from batchkit.queues import RQQueue
 from tests.queues.ledger import batch_item, called, calls, item, open_ledger
 
-LEASE_SECONDS = 3.0
+LEASE_SECONDS = float(os.environ.get("TEST_LEASE", "3"))
 
 kit = BatchKit(
     os.environ["TEST_DATABASE"],

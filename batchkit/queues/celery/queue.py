@@ -10,12 +10,13 @@ from celery import current_app, current_task, signals
 from celery.app.trace import build_tracer
 from kombu.utils import json
 
-from batchkit.delivery import Kit
+from batchkit.delivery import MOST_HOPS, Kit
 from batchkit.errors import InvalidQueue
 from batchkit.job import Definition
 from batchkit.model import WakeUp
 from batchkit.queues.celery.message import HOPS, PARTITION, RUN, WAKE, CeleryMessage, headers_of, is_task_of, key_of
 from batchkit.queues.celery.request import SliceRequest
+from batchkit.queues.celery.shutdown import is_stopping
 from batchkit.queues.celery.sweeper import Sweeper
 from batchkit.worker import worker_name
 
@@ -64,6 +65,7 @@ class CeleryQueue:
         signals.worker_process_init.connect(self._on_child_begins, weak=False)
         signals.worker_ready.connect(self._on_worker_ready, weak=False)
         signals.worker_shutdown.connect(self._on_worker_shutdown, weak=False)
+        signals.task_received.connect(self._on_received, weak=False)
         signals.task_revoked.connect(self._on_revoked, weak=False)
         for told in (signals.task_success, signals.task_failure, signals.task_retry):
             told.connect(self._on_told, weak=False)
@@ -186,6 +188,25 @@ class CeleryQueue:
     def _on_worker_shutdown(self, sender: Any, **_: Any) -> None:  # noqa: ANN401
         if sender.app is self._app and self._sweeper is not None:
             self._sweeper.stop()
+
+    def _on_received(self, sender: Any, request: Any, **_: Any) -> None:  # noqa: ANN401, ARG002  Celery's arguments
+        """
+        Hand a wake-up on that came to a worker which is stopping.
+
+        It was asked for before the signal, as the one that waited longest. Celery gives it back when it has stopped,
+        which takes seconds; that copy comes too late then, and does nothing.
+        """
+        headers = request.request_dict
+        run_id, hops = headers.get(RUN), headers.get(HOPS, 0)
+        if run_id is None or self._sweeper is None or hops >= MOST_HOPS or not is_stopping():
+            return
+
+        def hand_on() -> None:
+            for wake_up in self._attached.waiting(run_id, headers[PARTITION]):
+                if wake_up.number == headers[WAKE]:
+                    self._send(wake_up, hops + 1)
+
+        self._sweeper.do_soon(hand_on)
 
     def _on_revoked(self, sender: Any, request: Any, *, expired: bool = False, **_: Any) -> None:  # noqa: ANN401
         """Cancel the run whose message was revoked: Celery throws its messages away from now on."""

@@ -79,6 +79,11 @@ _byte = _Byte()
 _parent: int | None = None
 
 
+def is_stopping() -> bool:
+    """Tell whether this worker was asked to stop."""
+    return _byte.is_set
+
+
 class WorkerStop:
     """Whether the worker that runs this slice is stopping, and why."""
 
