@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 #: A platform that signals every process of a group and a parent that hands its signal on reach a worker twice.
 _ONE_SIGNAL_SECONDS = 1.0
+_LOOK_SECONDS = 0.05
 _STOPPING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -120,6 +121,44 @@ class Stopping(Protocol):
     def is_interruption(self, error: BaseException) -> bool:
         """Say whether *error* was raised into the slice to cut it short, and is no error of the job."""
         ...
+
+
+class PolledStop:
+    """A request to stop that may also be found elsewhere, in a place that has to be looked at."""
+
+    def __init__(self) -> None:
+        self._reason: str | None = None
+
+    def look(self) -> str | None:
+        """Look whether there is a reason to stop that nobody has told this process."""
+        return None
+
+    def is_interruption(self, error: BaseException) -> bool:  # noqa: ARG002  those who raise errors into slices say so
+        """Say whether *error* was raised into the slice to cut it short, and is no error of the job."""
+        return False
+
+    @property
+    def requested(self) -> bool:
+        """Whether the slice should stop."""
+        return self.reason is not None
+
+    @property
+    def reason(self) -> str | None:
+        """Why it should."""
+        if self._reason is None:
+            self._reason = self.look()
+        return self._reason
+
+    def request(self, reason: str) -> None:
+        """Ask for a stop; only the first reason is kept. It takes no lock, so that a signal handler may call it."""
+        self._reason = self._reason or reason
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for *seconds* or until the slice should stop; say whether it should."""
+        until = time.monotonic() + seconds
+        while not self.requested and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, _LOOK_SECONDS))
+        return self.requested
 
 
 class Deadline:

@@ -20,7 +20,7 @@ from batchkit import BatchKit, Run, RunState
 from batchkit.queues import InlineQueue
 from batchkit.states import FINAL
 from tests.queues import ledger
-from tests.queues.workers import Crew, crew
+from tests.queues.workers import Crew, QueueWorker, crew
 from tests.servers.rabbitmq import RabbitServer
 from tests.waiting import eventually
 
@@ -58,6 +58,18 @@ class Bench:
         """Give the only run, once there is one."""
         (run,) = eventually(self.kit.runs, within=30, message=lambda: f"there is no run\n{self.crew.logs()}")
         return run
+
+    def holder(self, run: Run) -> QueueWorker:
+        """Give the worker that holds the run, once one does."""
+
+        def find() -> QueueWorker | None:
+            names = [partition.worker for partition in run.partitions() if partition.worker is not None]
+            pids = {int(name.rsplit(":", 1)[1]) for name in names}
+            return next((each for each in self.crew.workers if pids & {each.pid, *each.children()}), None)
+
+        holder = eventually(find, within=30, message=lambda: f"nobody holds {run}\n{self.crew.logs()}")
+        assert holder is not None
+        return holder
 
     def wait_done(self, run: Run, *, at_least: int) -> None:
         """Wait until so many items are done."""

@@ -53,16 +53,16 @@ def test_a_chord_fires_once_when_all_its_runs_have_ended(bench: Bench):
 
 
 def test_a_chain_survives_shutdowns_and_kills(bench: Bench):
-    first = bench.crew.celery(*_ONE_CHILD)
+    for _ in range(3):
+        bench.crew.celery(*_ONE_CHILD)
     chain(_task(bench, "count", pause=0.1), _note(bench))()
     run = bench.run()
     bench.wait_done(run, at_least=20)
-    second = bench.crew.celery(*_ONE_CHILD)
+    first = bench.holder(run)
     first.send_all(signal.SIGTERM)
     first.wait()
     bench.wait_done(run, at_least=80)
-    bench.crew.celery(*_ONE_CHILD)
-    second.send_all(signal.SIGKILL)
+    bench.holder(run).send_all(signal.SIGKILL)
     bench.check(run)
     _check_noted(bench, ({"done": bench.items},))
 
@@ -227,9 +227,9 @@ def test_a_database_that_is_away_keeps_the_message(bench: Bench):
 def test_workers_of_all_kinds_work_slices(bench: Bench, options: tuple[str, ...], env: dict[str, str]):
     bench.crew.env.update(env)
     first = bench.crew.celery("--pool", "prefork", *options)
+    bench.crew.celery("--pool", "prefork", *options)
     run = bench.start("short-slices", pause=0.1)
     bench.wait_done(run, at_least=20)
-    bench.crew.celery("--pool", "prefork", *options)
     first.send_all(signal.SIGTERM)
     first.wait()
     bench.check(run)

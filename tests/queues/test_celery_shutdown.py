@@ -3,55 +3,32 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
 
 import pytest
 
 from batchkit import RunState
+from tests.queues import faults
 from tests.queues.conftest import Bench
-from tests.queues.workers import QueueWorker
 from tests.servers.rabbitmq import RabbitServer
 from tests.waiting import eventually
 
-_TERM, _KILL, _INT, _QUIT = signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGQUIT
-
-Fault = Callable[[QueueWorker], object]
-
-
-def _term_then_kill(worker: QueueWorker) -> None:
-    worker.send(_TERM)
-    worker.send_all(_KILL)
-
-
-#: Faults of a worker, and whether its main process is to end of them.
-FAULTS: dict[str, tuple[Fault, bool]] = {
-    "SIGTERM main": (lambda worker: worker.send(_TERM), True),
-    "SIGTERM all": (lambda worker: worker.send_all(_TERM), True),
-    "SIGTERM children": (lambda worker: worker.send_children(_TERM), False),
-    "SIGKILL child": (lambda worker: worker.send_children(_KILL), False),
-    "SIGKILL main": (lambda worker: worker.send(_KILL), True),
-    "SIGKILL all": (lambda worker: worker.send_all(_KILL), True),
-    "SIGTERM then SIGKILL": (_term_then_kill, True),
-    "SIGINT main": (lambda worker: worker.send(_INT), True),
-    "SIGINT all": (lambda worker: worker.send_all(_INT), True),
-    "SIGQUIT main": (lambda worker: worker.send(_QUIT), True),
-    "SIGQUIT all": (lambda worker: worker.send_all(_QUIT), True),
-}
+FAULTS = {**faults.FAULTS, **faults.QUITS}
 REMAP = {"REMAP_SIGTERM": "SIGQUIT"}
 SOFT = {**REMAP, "CONF_WORKER_SOFT_SHUTDOWN_TIMEOUT": "2"}
 
 
 def _hurt(bench: Bench, fault: str, *options: str, env: dict[str, str] | None = None) -> None:
-    hurt, ends = FAULTS[fault]
-    first = bench.crew.celery(*options, env=env)
+    what = FAULTS[fault]
+    for _ in range(2):
+        bench.crew.celery(*options, env=env)
     bench.send("count", kwargs={"pause": 0.15})
     run = bench.run()
     bench.wait_done(run, at_least=10)
-    bench.crew.celery(*options, env=env)
 
-    hurt(first)
-    if ends:
-        first.wait()
+    victim = bench.holder(run)
+    what.hurt(victim)
+    if what.ends:
+        victim.wait()
     bench.check(run)
     assert 1 <= run.progress.interruptions
     assert {"done": bench.items} == run.result
@@ -79,7 +56,7 @@ def test_a_rabbitmq_that_is_restarted_costs_time_and_no_work(bench: Bench, rabbi
     run = bench.start("count", pause=0.15)
     bench.wait_done(run, at_least=10)
     rabbit_server.stop()
-    first.send_all(_TERM)
+    first.send_all(signal.SIGTERM)
     eventually(lambda: run.refresh().state is RunState.QUEUED, within=30, message=bench.crew.logs)
     first.end()
     rabbit_server.restart()
@@ -109,8 +86,7 @@ def test_a_chunk_that_would_outlive_the_grace_is_handed_on_before_the_kill(bench
     bench.send("slow-once")
     run = bench.run()
     eventually(lambda: bench.calls() == {repr(("slow",)): 1}, within=30, message=bench.crew.logs)
-    hurt, _ = FAULTS[fault]
-    hurt(first)
+    FAULTS[fault].hurt(first)
     first.wait()
     assert (RunState.QUEUED, 50) == (run.refresh().state, run.progress.done)
     bench.crew.celery(*options)

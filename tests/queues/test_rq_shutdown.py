@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable
-
 import pytest
 from redis import Redis
 from rq import Callback, Queue
@@ -12,32 +9,10 @@ from rq.job import JobStatus
 
 from batchkit import RunState
 from tests.queues.conftest import Bench
-from tests.queues.workers import QueueWorker
+from tests.queues.faults import FAULTS
 from tests.waiting import eventually
 
-_TERM, _KILL, _INT = signal.SIGTERM, signal.SIGKILL, signal.SIGINT
 _APP = "tests.queues.rq_app"
-
-Fault = Callable[[QueueWorker], object]
-
-
-def _term_then_kill(worker: QueueWorker) -> None:
-    worker.send(_TERM)
-    worker.send_all(_KILL)
-
-
-#: Faults of a worker, and whether its main process is to end of them.
-FAULTS: dict[str, tuple[Fault, bool]] = {
-    "SIGTERM main": (lambda worker: worker.send(_TERM), True),
-    "SIGTERM all": (lambda worker: worker.send_all(_TERM), True),
-    "SIGTERM children": (lambda worker: worker.send_children(_TERM), False),
-    "SIGKILL child": (lambda worker: worker.send_children(_KILL), False),
-    "SIGKILL main": (lambda worker: worker.send(_KILL), True),
-    "SIGKILL all": (lambda worker: worker.send_all(_KILL), True),
-    "SIGTERM then SIGKILL": (_term_then_kill, True),
-    "SIGINT main": (lambda worker: worker.send(_INT), True),
-    "SIGINT all": (lambda worker: worker.send_all(_INT), True),
-}
 _WITHOUT_CHILDREN = ["SIGTERM main", "SIGKILL main", "SIGTERM then SIGKILL", "SIGINT main"]
 
 
@@ -58,8 +33,9 @@ def _check_nothing_failed(bench: Bench) -> None:
 
 
 def _hurt(bench: Bench, fault: str, kind: str, *, is_enqueued: bool) -> None:
-    hurt, ends = FAULTS[fault]
-    first = bench.crew.rq(kind=kind)
+    what = FAULTS[fault]
+    for _ in range(2):
+        bench.crew.rq(kind=kind)
     bench.crew.supervisor(bench.app)
     job = None
     if is_enqueued:
@@ -68,11 +44,11 @@ def _hurt(bench: Bench, fault: str, kind: str, *, is_enqueued: bool) -> None:
     else:
         run = bench.start("count", pause=0.15)
     bench.wait_done(run, at_least=10)
-    bench.crew.rq(kind=kind)
 
-    hurt(first)
-    if ends:
-        first.wait()
+    victim = bench.holder(run)
+    what.hurt(victim)
+    if what.ends:
+        victim.wait()
     bench.check(run)
     assert 1 <= run.progress.interruptions
     if job is not None:
@@ -108,8 +84,7 @@ def test_a_chunk_that_would_outlive_the_grace_is_handed_on_before_the_kill(bench
     first = bench.crew.rq(kind=kind, env={"BATCHKIT_GRACE_SECONDS": "3"})
     run = bench.start("slow_once")
     eventually(lambda: bench.calls() == {repr(("slow",)): 1}, within=30, message=bench.crew.logs)
-    hurt, _ = FAULTS[fault]
-    hurt(first)
+    FAULTS[fault].hurt(first)
     first.wait()
     assert (RunState.QUEUED, 50) == (run.refresh().state, run.progress.done)
     bench.crew.rq(kind=kind)

@@ -6,10 +6,8 @@ import contextlib
 import importlib.util
 import os
 import pwd
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,7 +18,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from tests.servers import keeper
+from tests.servers import keeper, programs
 from tests.waiting import eventually
 
 _SUPERUSER = "postgres"
@@ -29,8 +27,6 @@ _STOP_SECONDS = 60
 _LOG_TAIL = 4000
 _SOCKET_PATH_LIMIT = 107  # of Linux; the name below is added to the folder
 _SOCKET_NAME = "/.s.PGSQL.65535.lock"
-# Below the ports that the system gives to outgoing connections, so that none of those takes ours while we restart.
-_PORTS = range(20_000, 32_000)
 
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -65,8 +61,8 @@ class PostgresServer:
     """
 
     def __init__(self) -> None:
-        programs = _find_programs()
-        self.port = _free_port()
+        found = _find_programs()
+        self.port = programs.free_port()
         self._process: subprocess.Popen[bytes] | None = None
         # Not the place that TMPDIR says: it may be too long for a socket, or closed to `nobody`.
         place = "/tmp" if _is_root() or _too_long(tempfile.gettempdir()) else None  # noqa: S108  mkdtemp makes it ours
@@ -80,7 +76,7 @@ class PostgresServer:
             start_new_session=True,  # Ctrl-C and the end of a terminal are for the tests
         )
         try:
-            self._programs = self._readable(programs)
+            self._programs = self._readable(found)
             self._initialise()
         except BaseException:
             self.close()
@@ -266,17 +262,6 @@ def _find_programs() -> Path:
         if all(os.access(folder / name, os.X_OK) for name in ("initdb", "postgres")):
             return folder
     raise PostgresNotFoundError
-
-
-def _free_port() -> int:
-    for port in random.sample(_PORTS, k=100):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise AssertionError(f"100 ports between {_PORTS.start} and {_PORTS.stop} are all taken")
 
 
 def _is_root() -> bool:

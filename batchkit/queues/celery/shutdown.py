@@ -13,7 +13,6 @@ import os
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,11 +24,12 @@ from celery import signals
 from celery.concurrency.solo import TaskPool as SoloPool
 from celery.exceptions import SoftTimeLimitExceeded
 
+from batchkit.stopping import PolledStop
+
 #: Where a child that was not forked but started anew finds the byte.
 _VARIABLE = "BATCHKIT_CELERY_STOP_FILE"
 _MAIN_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 _CHILD_SIGNALS = (signal.SIGTERM, signal.SIGQUIT)
-_POLL_SECONDS = 0.05
 
 
 class _Byte:
@@ -84,38 +84,16 @@ def is_stopping() -> bool:
     return _byte.is_set
 
 
-class WorkerStop:
+class WorkerStop(PolledStop):
     """Whether the worker that runs this slice is stopping, and why."""
 
-    def __init__(self) -> None:
-        self._signal: str | None = None
-
-    @property
-    def requested(self) -> bool:
-        """Whether the slice should stop."""
-        return self.reason is not None
-
-    @property
-    def reason(self) -> str | None:
-        """Why it should."""
-        if self._signal is not None:
-            return self._signal
+    def look(self) -> str | None:
+        """Look at the byte, and whether the main process is still there."""
         if _byte.is_set:
             return "the Celery worker is stopping"
         if _parent is not None and os.getppid() != _parent:
             return "the Celery worker is gone"
         return None
-
-    def request(self, reason: str) -> None:
-        """Ask for a stop; only the first reason is kept."""
-        self._signal = self._signal or reason
-
-    def wait(self, seconds: float) -> bool:
-        """Wait for *seconds* or until the slice should stop; say whether it should."""
-        until = time.monotonic() + seconds
-        while not self.requested and (left := until - time.monotonic()) > 0:
-            time.sleep(min(left, _POLL_SECONDS))
-        return self.requested
 
     def is_interruption(self, error: BaseException) -> bool:
         """Say whether *error* was raised into the slice to cut it short, and is no error of the job."""

@@ -20,50 +20,22 @@ from rq.exceptions import ShutDownImminentException
 from rq.job import Job
 from rq.timeouts import JobTimeoutException
 
-_POLL_SECONDS = 0.05
+from batchkit.stopping import PolledStop
+
 _ASK_EVERY_SECONDS = 0.3
 
 
-class WorkerStop:
+class WorkerStop(PolledStop):
     """Whether the worker that runs this slice is stopping, and why."""
 
     def __init__(self, job: Job) -> None:
+        super().__init__()
         self._job = job
-        self._reason: str | None = None
         self._parent = os.getppid()
         self._asks_at = 0.0
 
-    @property
-    def requested(self) -> bool:
-        """Whether the slice should stop."""
-        return self.reason is not None
-
-    @property
-    def reason(self) -> str | None:
-        """Why it should."""
-        if self._reason is None:
-            self._reason = self._look()
-        return self._reason
-
-    def request(self, reason: str) -> None:
-        """Ask for a stop; only the first reason is kept."""
-        self._reason = self._reason or reason
-
-    def wait(self, seconds: float) -> bool:
-        """Wait for *seconds* or until the slice should stop; say whether it should."""
-        until = time.monotonic() + seconds
-        while not self.requested and (left := until - time.monotonic()) > 0:
-            time.sleep(min(left, _POLL_SECONDS))
-        return self.requested
-
-    def is_interruption(self, error: BaseException) -> bool:
-        """Say whether *error* was raised into the slice to cut it short, and is no error of the job."""
-        if isinstance(error, SystemExit):
-            # What a SimpleWorker's second signal raises
-            return self.requested
-        return isinstance(error, ShutDownImminentException | JobTimeoutException)
-
-    def _look(self) -> str | None:
+    def look(self) -> str | None:
+        """Look whether the worker is still there, and now and then into Redis."""
         if os.getppid() != self._parent:
             return "the RQ worker is gone"
         now = time.monotonic()
@@ -77,6 +49,13 @@ class WorkerStop:
             # No reason to stop: the store is the truth.
             return None
         return "the RQ worker is stopping" if asked else None
+
+    def is_interruption(self, error: BaseException) -> bool:
+        """Say whether *error* was raised into the slice to cut it short, and is no error of the job."""
+        if isinstance(error, SystemExit):
+            # What a SimpleWorker's second signal raises
+            return self.requested
+        return isinstance(error, ShutDownImminentException | JobTimeoutException)
 
 
 @contextmanager
