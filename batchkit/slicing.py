@@ -6,6 +6,7 @@ import enum
 import logging
 import random
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -254,6 +255,8 @@ class _Slice:
         if isinstance(error, Exception) and not self._around.stop.is_interruption(error):
             transaction.rollback()
             return
+        # A cursor in one of its frames would keep a closed SQLite connection alive, with its lock.
+        traceback.clear_frames(error.__traceback__)
         self._held.discard()
         with suppress(Exception):
             transaction.rollback()

@@ -70,7 +70,7 @@ def test_a_task_of_the_apps_own_keeps_its_name_and_options(sqlite_url: str, done
         return span(4)
 
     name = f"tests.task{next(_names)}"
-    decorated = app.task(name=name, rate_limit="5/m")(batched(numbers, name=name)(lambda_free))
+    decorated = app.task(name=name, rate_limit="5/m", shared=False)(batched(numbers, name=name)(lambda_free))
     with closing(BatchKit(sqlite_url, queue=CeleryQueue(app))) as kit:
         kit.migrate()
         app.finalize()
@@ -82,6 +82,14 @@ def test_a_task_of_the_apps_own_keeps_its_name_and_options(sqlite_url: str, done
 def lambda_free(chunk: Chunk[int]) -> None:
     """Write a chunk's items into the ledger."""
     write(chunk)
+
+
+def test_a_job_made_of_a_lambda_keeps_no_other_from_being_a_task(sqlite_url: str, done: Ledger, app: Celery):
+    nameless, named = job(span(2), lambda chunk: None), job(span(2), write)
+    with closing(BatchKit(sqlite_url, queue=CeleryQueue(app))):
+        app.finalize()
+        assert named.name in app.tasks
+        assert nameless.name not in app.tasks
 
 
 def test_a_queue_belongs_to_one_kit(app: Celery, sqlite_url: str):

@@ -55,7 +55,7 @@ def test_a_chord_fires_once_when_all_its_runs_have_ended(bench: Bench):
 def test_a_chain_survives_shutdowns_and_kills(bench: Bench):
     for _ in range(3):
         bench.crew.celery(*_ONE_CHILD)
-    chain(_task(bench, "count", pause=0.1), _note(bench))()
+    chain(_task(bench, "count", pause=0.3), _note(bench))()
     run = bench.run()
     bench.wait_done(run, at_least=20)
     first = bench.holder(run)

@@ -59,6 +59,7 @@ def test_celerys_redis_is_checked_too(redis: Redis, redis_url: str):
     assert [("redis-eviction", Level.FAIL), ("redis-persistence", Level.INFO)] == found
 
 
+@pytest.mark.xdist_group("rabbitmq")
 def test_a_rabbitmq_that_answers_leaves_only_what_cannot_be_seen(rabbit_server: RabbitServer):
     with Celery(broker=rabbit_server.url, set_as_current=False) as app:
         assert [("rabbitmq-consumer-timeout", Level.INFO)] == checks(list(check_broker(app, [])))

@@ -17,6 +17,8 @@ from batchkit.stopping import Stop, Stopping
 if TYPE_CHECKING:
     from celery import Task
 
+_ENDLESS = 1_000_000_000
+
 #: Headers of a wake-up.
 RUN, PARTITION, WAKE, HOPS = "batchkit_run", "batchkit_partition", "batchkit_wake", "batchkit_hops"
 
@@ -112,7 +114,8 @@ class CeleryMessage:
 
     def again(self, seconds: float) -> NoReturn:
         """Have Celery deliver the same message after *seconds*."""
-        raise self._task.retry(countdown=seconds, max_retries=None, throw=False)
+        # Not None: that is the task's own limit, and a message that starts a run must outlast any outage.
+        raise self._task.retry(countdown=seconds, max_retries=_ENDLESS, throw=False)
 
     def fails(self) -> None:
         """Do nothing: an error ends a Celery task, unless the app has asked for something else."""

@@ -133,6 +133,10 @@ class CeleryQueue:
                 self._adopt(task)
         if job.name in self._app.tasks:
             return None
+        function = self._attached.jobs.function_of(job.name)
+        if not function.__name__.isidentifier():
+            _logger.warning("%s is no task of Celery's: workers cannot import a %s", job.name, function.__name__)
+            return None
         options: dict[str, Any] = {} if job.options.queue == _DEFAULT else {"queue": job.options.queue}
         task = self._app.task(
             name=job.name,
@@ -142,7 +146,7 @@ class CeleryQueue:
             acks_late=False,
             max_retries=None,
             **options,
-        )(self._attached.jobs.function_of(job.name))
+        )(function)
         self._adopt(task)
         return task
 

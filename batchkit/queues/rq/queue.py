@@ -15,7 +15,7 @@ from batchkit.delivery import Kit
 from batchkit.errors import InvalidQueue
 from batchkit.job import Definition
 from batchkit.model import WakeUp
-from batchkit.queues.rq.message import HOPS, PARTITION, RUN, WAKE, RQMessage, key_of, path_of
+from batchkit.queues.rq.message import HOPS, PARTITION, RUN, WAKE, RQMessage, path_of
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -91,9 +91,9 @@ class RQQueue:
 
     def _send_again(self, wake_up: WakeUp, job_id: str, queue_name: str) -> None:
         """Have the RQ job that started a run worked again, unless it is on its way."""
-        current = self._at_hand
-        if current is not None and current.key == key_of(job_id) and get_current_job() is not None:
-            current.wake_itself(wake_up)
+        current = get_current_job()
+        if current is not None and current.id == job_id and self._at_hand is not None:
+            self._at_hand.wake_itself(wake_up)
             return
         queue = self._queue(queue_name)
         try:
