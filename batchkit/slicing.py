@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import gc
 import logging
 import random
 import time
@@ -255,9 +256,10 @@ class _Slice:
         if isinstance(error, Exception) and not self._around.stop.is_interruption(error):
             transaction.rollback()
             return
-        # A cursor in one of its frames would keep a closed SQLite connection alive, with its lock.
-        traceback.clear_frames(error.__traceback__)
         self._held.discard()
+        # A cursor in one of its frames, or in a cycle, keeps even a closed SQLite connection alive, with its lock.
+        traceback.clear_frames(error.__traceback__)
+        gc.collect()
         with suppress(Exception):
             transaction.rollback()
 
