@@ -196,7 +196,8 @@ class BatchKit:
         SIGTERM and SIGINT stop it after the chunk in flight; then the run is given as it stands, queued.
 
         In a task of the kit's queue that is the job itself, a slice is worked, and what the task is to return is given.
-        In another task the run is worked to its end; the same message delivered again goes on with the same run.
+        In another task the run is worked to its end; the same message delivered again goes on with the same run, also
+        when that has failed.
 
         Raises:
             RunFailed: the run failed.
@@ -206,7 +207,7 @@ class BatchKit:
             run = self.start_run_here(job, job.pack(args, kwargs))
             with Stop() as stop, stopped_by_signals(stop):
                 return self._worked(run, job, stop)
-        if message.is_of_the_job:
+        if message.is_of_the_job and not self._deliveries.is_working(message):
             return self._deliveries.work(message, job, lambda: job.pack(args, kwargs))
         self._ready()
         run = self.run(self._deliveries.joined(message, job, job.pack(args, kwargs)))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol, cast, runtime_checkable
 
-from batchkit.errors import InvalidParams, RunCancelled, RunFailed, RunNotFound
+from batchkit.errors import InvalidParams, MessageIdTaken, RunCancelled, RunFailed, RunNotFound
 from batchkit.job import Definition, Registry
 from batchkit.model import NewRun, Progress, RunId, RunRecord, WakeUp
 from batchkit.queue import Queue
@@ -19,6 +20,7 @@ from batchkit.states import FINAL, RunState
 from batchkit.stopping import Stopping
 from batchkit.store import Store
 from batchkit.sweep import wake_run
+from batchkit.telling import Telling
 from batchkit.values import loads
 from batchkit.worker import Worker
 
@@ -69,6 +71,11 @@ class Message(Protocol):
         ...
 
     @property
+    def survives_kills(self) -> bool:
+        """Whether the queue takes a worker that is killed with it for an interruption, and not for its task's end."""
+        ...
+
+    @property
     def ends(self) -> tuple[type[Exception], ...]:
         """The exceptions by which `parked` and `again` end its task."""
         ...
@@ -106,12 +113,32 @@ class Message(Protocol):
         """End this delivery and have the same message delivered after *seconds*."""
         ...
 
-    def fails(self) -> None:
-        """Be told that the error raised next is the end of its task, however often the queue would try again."""
+    def again_surviving(self) -> object:
+        """End this delivery and have the same message delivered at once, so that it survives kills."""
         ...
 
-    def when_told(self, done: Callable[[], None]) -> None:
-        """Call *done* once the queue has told of the end that this delivery is about to give."""
+    def is_asked_for_again(self) -> bool:
+        """Whether the queue has told of its task's end, and somebody wants the task done again since."""
+        ...
+
+    def begin_again(self) -> None:
+        """Be a message of its own, with another key than the one whose task has ended."""
+        ...
+
+    def was_told(self) -> bool:
+        """Whether the queue itself knows that it has told of the end."""
+        ...
+
+    def hush(self) -> None:
+        """Have the end that is given next call nobody back, or end this delivery without one."""
+        ...
+
+    def ends_now(self) -> None:
+        """Be told that what is given next is the end of its task, however often the queue would try again."""
+        ...
+
+    def when_told(self, telling: Telling) -> None:
+        """Call `telling.done()` once the queue has told of the end that this delivery is about to give."""
         ...
 
 
@@ -157,6 +184,13 @@ class MessageQueue(Queue, Protocol):
         ...
 
 
+class _AtWork(threading.local):
+    """The messages that a thread works slices of, one inside the other."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+
+
 class Deliveries:
     """Works what messages bring."""
 
@@ -166,6 +200,7 @@ class Deliveries:
         self._queue = queue
         self._promise = promise
         self._ready = ready
+        self._at_work = _AtWork()
 
     def work(self, message: Message, job: Definition, params: Callable[[], str]) -> object:
         """
@@ -175,16 +210,22 @@ class Deliveries:
             InvalidParams: the message starts a run with params that the job does not take.
             RunFailed, RunCancelled: the run has ended so, and this delivery is the one to tell of it.
         """
-        with message.stopping() as stop:
-            return self._work(message, job, params, stop)
+        self._at_work.messages.append(message)
+        try:
+            with message.stopping() as stop:
+                return self._work(message, job, params, stop)
+        finally:
+            self._at_work.messages.pop()
+
+    def is_working(self, message: Message) -> bool:
+        """Tell whether this thread is in the middle of a slice of *message*, whose chunk calls a job."""
+        return any(message.key == each.key for each in self._at_work.messages)
 
     def _work(self, message: Message, job: Definition, params: Callable[[], str], stop: Stopping) -> object:
         try:
             self._ready()
-            known = message.run_id or self._store.runs.find(start_key=message.key)
-            run_id = known or self._join(message, job, params)
-            record = self._store.runs.load(run_id)
-        except InvalidParams:
+            record = self._find(message, job, params)
+        except (InvalidParams, MessageIdTaken):
             raise
         except RunNotFound as error:
             _logger.warning("a message is about a run that is not there", extra={"run_id": error.run_id})
@@ -194,33 +235,68 @@ class Deliveries:
             _logger.warning("a message comes again, since its run could not be read", exc_info=True)
             return message.again(_AGAIN_SECONDS)
         try:
-            if record.state in FINAL:
-                return self._tell(message, record, None)
-            outcome = self._work_slice(message, run_id, stop)
-            record = self._store.runs.load(run_id)
-            return message.parked() if outcome is None else self._tell(message, record, outcome)
+            return self._work_known(message, record, stop)
         except (RunFailed, RunCancelled):
-            message.fails()
             raise
         except message.ends:
             raise
         except Exception:
             # The run is safe in the store; what could not be done now is for the lease and the sweep.
-            _logger.exception("a message could not be worked; a sweep wakes its run", extra={"run_id": run_id})
+            _logger.exception("a message could not be worked; a sweep wakes its run", extra={"run_id": record.id})
             return message.parked()
+
+    def _work_known(self, message: Message, record: RunRecord, stop: Stopping) -> object:
+        if record.state in FINAL:
+            return self._tell(message, record, None)
+        if not message.survives_kills:
+            return message.again_surviving()
+        outcome = self._work_slice(message, record.id, stop)
+        if outcome is None:
+            return message.parked()
+        return self._tell(message, self._store.runs.load(record.id), outcome)
 
     def joined(self, message: Message, job: Definition, params: str) -> RunId:
         """
         Start the run of a job that the task of *message* calls; when the message comes again, it is the same run.
 
-        Two calls with the same params in one task are one run.
+        Two calls with the same params in one task are one run. One that has failed goes on: that is why the task is
+        tried again.
         """
         digest = hashlib.sha256(f"{job.name}\0{params}".encode()).hexdigest()[:32]
-        return self._store.runs.join(self._new(job, params, start_key=f"{message.key}:{digest}"))
+        run_id = self._store.runs.join(self._new(job, params, start_key=f"{message.key}:{digest}"))
+        if self._store.runs.load(run_id).state is RunState.FAILED:
+            self._store.runs.resume(run_id)
+        return run_id
 
-    def _join(self, message: Message, job: Definition, params: Callable[[], str]) -> RunId:
+    # The run
+
+    def _find(self, message: Message, job: Definition, params: Callable[[], str]) -> RunRecord:
+        """Find the run that *message* belongs to; start it where there is none."""
+        run_id = message.run_id or self._store.runs.find(start_key=message.key)
+        if run_id is None:
+            return self._join(message, job, params)
+        record = self._store.runs.load(run_id)
+        if record.job != job.name:
+            raise MessageIdTaken(message.key, run_id=run_id, job=record.job, wanted=job.name)
+        if record.state in FINAL and message.is_asked_for_again():
+            return self._begin_again(message, record, job, params)
+        return record
+
+    def _join(self, message: Message, job: Definition, params: Callable[[], str]) -> RunRecord:
         new = self._new(job, params(), start_key=message.key, message=message.written_down())
-        return self._store.runs.join(new)
+        return self._store.runs.load(self._store.runs.join(new))
+
+    def _begin_again(
+        self, message: Message, record: RunRecord, job: Definition, params: Callable[[], str]
+    ) -> RunRecord:
+        """Do what was asked for after the end: let a failed run go on, start another where there is none to go on."""
+        _logger.info("a message was enqueued again after the end of its run", extra={"run_id": record.id})
+        if record.state is RunState.FAILED:
+            self._store.runs.resume(record.id)
+            wake_run(self._store, self._queue, record.id)
+            return self._store.runs.load(record.id)
+        message.begin_again()
+        return self._join(message, job, params)
 
     def _new(self, job: Definition, params: str, *, start_key: str, message: str | None = None) -> NewRun:
         return NewRun(
@@ -279,17 +355,24 @@ class Deliveries:
 
     def _tell(self, message: Message, record: RunRecord, outcome: Outcome | None) -> object:
         """Give the run's end to the message's task, if there is one and this delivery is to tell of it."""
-        if record.state not in FINAL:
+        if record.state not in FINAL or (outcome is None and not record.has_message):
             return message.parked()
-        if record.has_message:
-            if not self._store.runs.begin_announcing(record.id):
-                return message.parked()
-            message.when_told(lambda: self._store.runs.announced(record.id))
-        elif outcome is None:
+        if not record.has_message:
+            message.ends_now()
+        elif record.is_announced or message.was_told():
+            message.hush()
+        elif self._store.runs.begin_announcing(record.id):
+            message.when_told(Telling(self._store, record.id))
+        else:
+            # Another is at it; should it die, a sweep sends the message again.
             return message.parked()
-        if record.state is RunState.SUCCEEDED:
-            return None if record.result is None else loads(record.result)
-        if record.state is RunState.CANCELLED:
-            raise RunCancelled(record.id, job=record.job)
-        cause = outcome.error if outcome is not None else None
-        raise RunFailed(record.id, job=record.job, error=str(record.error)) from cause
+        return _end_of(record, outcome)
+
+
+def _end_of(record: RunRecord, outcome: Outcome | None) -> object:
+    if record.state is RunState.SUCCEEDED:
+        return None if record.result is None else loads(record.result)
+    if record.state is RunState.CANCELLED:
+        raise RunCancelled(record.id, job=record.job)
+    cause = outcome.error if outcome is not None else None
+    raise RunFailed(record.id, job=record.job, error=str(record.error)) from cause

@@ -130,6 +130,20 @@ class RunCancelled(BatchkitError):
         super().__init__(f"run {run_id} of {job} was cancelled; what was committed before stays")
 
 
+class MessageIdTaken(BatchkitError):
+    """Raised by a queue's task whose message has the id of another that has started a run of another job."""
+
+    def __init__(self, key: str, *, run_id: str, job: str, wanted: str) -> None:
+        self.key = key
+        self.run_id = run_id
+        self.job = job
+        self.wanted = wanted
+        super().__init__(
+            f"message {key} has started run {run_id} of {job} already, so it cannot start one of {wanted}; "
+            f"give each message an id of its own (leave task_id or job_id out), or use {wanted}.start(...)"
+        )
+
+
 class WaitTimeout(BatchkitError, TimeoutError):
     """Raised by `Run.wait` when the run has not ended in time; the run itself goes on."""
 

@@ -90,6 +90,8 @@ class RunRecord:
     waiting_reason: str | None
     #: whether a queue's message started it, and waits to tell of its end
     has_message: bool
+    #: whether nothing is left to be told of its end; so too while it has not ended
+    is_announced: bool
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None

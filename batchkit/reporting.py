@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("batchkit")
 _EVERY_SECONDS = 1.0
+#: How long a queue may take to show something before it is given up.
+_HANGS_SECONDS = 30.0
 
 
 class Reporter:
@@ -46,8 +48,9 @@ class Reporter:
         self._ended.set()
         self._moved.set()
         if self._is_wanted:
-            # Where it stands now is shown, but not so late as to take the place of the end that the queue is told next.
-            self._thread.join(timeout=_EVERY_SECONDS)
+            # Where it stands now is shown, but not so late as to take the place of the end that the queue is told next:
+            # a queue that hangs here would hang there as well.
+            self._thread.join(timeout=_HANGS_SECONDS)
 
     def _run(self) -> None:
         while True:

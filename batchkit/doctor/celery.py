@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from batchkit.doctor.findings import Finding, Level, listed
-from batchkit.errors import RunFailed
 from batchkit.job import Definition
 from batchkit.queues.celery.message import is_task_of
 
@@ -73,17 +72,13 @@ def task_findings(app: Celery, job: Definition, tasks: Iterable[Task]) -> Iterat
                 ),
                 mend="Give the task acks_late=False; leave task_acks_late as it is for the others.",
             )
-        retried = [error for error in getattr(task, "autoretry_for", ()) if issubclass(RunFailed, error)]
-        if retried:
+        if getattr(task, "autoretry_for", ()):
             yield Finding(
                 check="celery-autoretry",
-                level=Level.FAIL,
+                level=Level.INFO,
                 subject=subject,
-                problem=f"It works job {job.name} and Celery retries it for {retried[0].__name__}, so for RunFailed.",
-                danger=(
-                    "The retry finds a run that has ended: it is never told as failed, so error callbacks are not "
-                    "called, and whoever waits for its result waits for ever."
-                ),
+                problem=f"It works job {job.name} and has autoretry_for, which batchkit takes back.",
+                danger="Nobody retries what is meant to be retried: a failed run waits for a person.",
                 mend="Leave autoretry_for out; `batchkit resume ID` lets a failed run go on behind its last chunk.",
             )
         if not app.conf.result_backend and task.name != job.name and not task.ignore_result:

@@ -285,6 +285,11 @@ class Runs:
             begun = tx.execute(self._statements.begin_announcing(run_id, seconds=_ANNOUNCING_SECONDS))
             return begun.rowcount == 1
 
+    def keep_announcing(self, run_id: RunId) -> None:
+        """Keep the right to tell of the end of a run that `begin_announcing` has won."""
+        with self._database.transaction() as tx:
+            tx.execute(self._statements.keep_announcing(run_id, seconds=_ANNOUNCING_SECONDS))
+
     def announced(self, run_id: RunId) -> None:
         """Write down that the end of a run was told."""
         with self._database.transaction() as tx:
@@ -413,6 +418,7 @@ def _record(row: RowMapping) -> RunRecord:
         error=None if row["error"] is None else RunError(**json.loads(row["error"])),
         waiting_reason=row["waiting_reason"],
         has_message=row["message"] is not None,
+        is_announced=row["announce_at"] is None,
         created_at=row["created_at"],
         started_at=row["started_at"],
         finished_at=row["finished_at"],

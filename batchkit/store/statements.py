@@ -510,6 +510,15 @@ class Statements:
             )
         )
 
+    def keep_announcing(self, run_id: RunId, *, seconds: float) -> Executable:
+        """Push the end of the right to tell of the end of a run forward; nothing where it was told or resumed."""
+        until = self.clock.after(literal(seconds, Float))
+        return (
+            update(self.run)
+            .where(self.run.c.id == run_id, self.run.c.announcing_until.is_not(None))
+            .values(announcing_until=until, announce_at=until)
+        )
+
     def announced(self, run_id: RunId) -> Executable:
         """Write down that the end of a run was told."""
         return update(self.run).where(self.run.c.id == run_id).values(announce_at=None, announcing_until=None)

@@ -10,12 +10,14 @@ import json
 import os
 import time
 
-from celery import Celery
-from sqlalchemy import insert, select, update
+from celery import Celery, Task
+from sqlalchemy import select, update
 
-from batchkit import BatchKit, Chunk, Finish, Source, batched, rows
+from batchkit import BatchKit, Chunk, Finish, Source, batched, rows, span
+from batchkit.errors import RunFailed
 from batchkit.queues import CeleryQueue
-from tests.queues.ledger import batch_item, called, calls, item, open_ledger
+from tests.queues import ledger
+from tests.queues.ledger import batch_item, calls, item
 
 LEASE_SECONDS = float(os.environ.get("TEST_LEASE", "3"))
 
@@ -94,6 +96,66 @@ def decorated(chunk: Chunk[int], pause: float = 0.1) -> None:
     count.function(chunk, pause)
 
 
+@app.task(name="auto", autoretry_for=(Exception,), retry_kwargs={"max_retries": 3, "countdown": 0})
+@batched(_items, name="auto-job", chunk_size=10, lease=LEASE_SECONDS)
+def auto(chunk: Chunk[int], pause: float = 0.1) -> None:
+    """Fail at the third chunk, as a task that Celery is to retry by itself."""
+    fails.function(chunk, pause)
+
+
+@batched(_items, name="fails-once", chunk_size=10, lease=LEASE_SECONDS)
+def fails_once(chunk: Chunk[int], pause: float = 0.1) -> None:
+    """Fail at the third chunk when it is tried first."""
+    count.function(chunk, pause)
+    if chunk.number == 3 and not calls(os.environ["TEST_DATABASE"]):
+        note("failed once")
+        message = "no third chunk"
+        raise ValueError(message)
+
+
+@app.task(name="tries-a-job-again", bind=True)
+def tries_a_job_again(self: Task, pause: float) -> int:
+    """Call a job, and be tried again when that fails."""
+    try:
+        return fails_once(pause).progress.done
+    except RunFailed as error:
+        raise self.retry(exc=error, countdown=0) from error
+
+
+@batched(_items, name="applies", chunk_size=10, lease=LEASE_SECONDS)
+def applies(chunk: Chunk[int], pause: float = 0.1) -> None:
+    """Apply another task in each chunk, before the chunk takes its time."""
+    nothing.apply()
+    count.function(chunk, pause)
+
+
+def _nested_items(depth: int = 1, pause: float = 0.0) -> Source[int]:
+    return rows(select(item.c.id), key=item.c.id)
+
+
+@batched(_nested_items, name="nests", chunk_size=100, lease=LEASE_SECONDS)
+def nests(chunk: Chunk[int], depth: int = 1, pause: float = 0.0) -> None:
+    """Call itself in the first chunk, and count the items in the innermost run."""
+    if depth and chunk.number == 1:
+        nests(depth - 1)
+    if not depth:
+        count.function(chunk, pause)
+
+
+def _one_item(text: str) -> Source[int]:
+    return span(1)
+
+
+@batched(_one_item, name="takes-text")
+def takes_text(chunk: Chunk[int], text: str) -> None:
+    """Take a param that is long."""
+
+
+@app.task(name="nothing")
+def nothing() -> None:
+    """Do nothing."""
+
+
 @app.task(name="calls-a-job")
 def calls_a_job(pause: float) -> int:
     """Call a job in the middle of other work."""
@@ -105,8 +167,7 @@ def calls_a_job(pause: float) -> int:
 @app.task(name="note")
 def note(*args: object) -> None:
     """Write down that this was called, and with what."""
-    with open_ledger(os.environ["TEST_DATABASE"]) as tx:
-        tx.execute(insert(called), {"what": repr(args)})
+    ledger.note(os.environ["TEST_DATABASE"], *args)
 
 
 @app.task(name="errback")

@@ -17,6 +17,7 @@ from sqlalchemy import (
     func,
     insert,
     select,
+    text,
 )
 
 metadata = MetaData()
@@ -67,6 +68,47 @@ def times(url: str) -> dict[int, int]:
     """Count the items that were done so often; {1: all} is how it should be."""
     with open_ledger(url) as tx:
         return dict(tuple(row) for row in tx.execute(select(item.c.times, func.count()).group_by(item.c.times)))
+
+
+def note(url: str, *args: object) -> None:
+    """Write down what a worker is to see."""
+    with open_ledger(url) as tx:
+        tx.execute(insert(called), {"what": repr(args)})
+
+
+def let_announcement_be_due(url: str) -> None:
+    """Let the time be over that telling of a run's end was given."""
+    due = "now() - interval '1 second'"
+    with open_ledger(url) as tx:
+        changed = tx.execute(text(f"UPDATE batchkit_run SET announce_at = {due}, announcing_until = {due}"))
+        assert 1 == changed.rowcount
+
+
+@contextmanager
+def runs_locked(url: str) -> Iterator[None]:
+    """Keep everybody from reading and writing runs."""
+    with open_ledger(url) as tx:
+        tx.execute(text("LOCK TABLE batchkit_run IN ACCESS EXCLUSIVE MODE"))
+        yield
+
+
+def is_lock_wanted(url: str) -> bool:
+    """Tell whether a task looks for the run of its message, and has to wait."""
+    waiting = "wait_event_type = 'Lock' AND query LIKE '%start_key = %'"
+    with open_ledger(url) as tx:
+        return bool(tx.execute(text(f"SELECT count(*) FROM pg_stat_activity WHERE {waiting}")).scalar_one())
+
+
+def is_announcement_due(url: str) -> bool:
+    """Tell whether a sweep has yet to look after the end that is to be told."""
+    with open_ledger(url) as tx:
+        return bool(tx.execute(text("SELECT announce_at <= now() FROM batchkit_run")).scalar_one())
+
+
+def is_announced(url: str) -> bool:
+    """Tell whether the run's end is known to have been told."""
+    with open_ledger(url) as tx:
+        return tx.execute(text("SELECT announce_at FROM batchkit_run")).scalar_one() is None
 
 
 def calls(url: str) -> list[str]:

@@ -10,11 +10,12 @@ import os
 import time
 
 from redis import Redis
-from sqlalchemy import insert, select, update
+from sqlalchemy import select, update
 
 from batchkit import BatchKit, Chunk, Finish, Source, batched, rows
 from batchkit.queues import RQQueue
-from tests.queues.ledger import batch_item, called, calls, item, open_ledger
+from tests.queues import ledger
+from tests.queues.ledger import batch_item, calls, item
 
 LEASE_SECONDS = float(os.environ.get("TEST_LEASE", "3"))
 
@@ -80,6 +81,25 @@ def one_batch(chunk: Chunk[int], batch: int, pause: float = 0.02) -> None:
     time.sleep(pause)
 
 
+@batched(_items, chunk_size=100, lease=LEASE_SECONDS)
+def calls_another(chunk: Chunk[int], pause: float = 0.1) -> None:
+    """Call another job in each chunk."""
+    count(pause)
+
+
+def _nested_items(depth: int = 1, pause: float = 0.0) -> Source[int]:
+    return rows(select(item.c.id), key=item.c.id)
+
+
+@batched(_nested_items, chunk_size=100, lease=LEASE_SECONDS)
+def nests(chunk: Chunk[int], depth: int = 1, pause: float = 0.0) -> None:
+    """Call itself in the first chunk, and count the items in the innermost run."""
+    if depth and chunk.number == 1:
+        nests(depth - 1)
+    if not depth:
+        count.function(chunk, pause)
+
+
 def calls_a_job(pause: float) -> int:
     """Call a job in the middle of other work."""
     done = short_slices(pause).progress.done
@@ -89,13 +109,26 @@ def calls_a_job(pause: float) -> int:
 
 def note(*args: object) -> None:
     """Write down that this was called, and with what."""
-    with open_ledger(os.environ["TEST_DATABASE"]) as tx:
-        tx.execute(insert(called), {"what": repr(args)})
+    ledger.note(os.environ["TEST_DATABASE"], *args)
 
 
 def on_success(job: object, connection: object, result: object) -> None:
     """Write down that a job succeeded."""
     note("success", result)
+
+
+def on_success_slowly(job: object, connection: object, result: object) -> None:
+    """Write down that a job succeeded, and take one's time until somebody notes that it is enough."""
+    note("success", result)
+    while repr(("enough",)) not in calls(os.environ["TEST_DATABASE"]):
+        time.sleep(0.1)
+
+
+def on_success_badly(job: object, connection: object, result: object) -> None:
+    """Write down that a job succeeded, and fail."""
+    note("success", result)
+    message = "a callback of the user's"
+    raise ValueError(message)
 
 
 def on_failure(job: object, connection: object, kind: object, error: object, traceback: object) -> None:

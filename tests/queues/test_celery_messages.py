@@ -10,6 +10,7 @@ import redis
 from celery import Signature, chain, chord, group
 
 from batchkit import Run, RunState
+from tests.queues import ledger
 from tests.queues.conftest import Bench
 from tests.servers.redis import RedisServer
 from tests.waiting import eventually
@@ -257,3 +258,64 @@ def test_a_hard_time_limit_is_an_interruption(bench: Bench):
     run = bench.run()
     bench.check(run)
     assert {repr(("slow",)): 1} == bench.calls()
+
+
+def test_autoretry_does_not_keep_a_failure_from_being_told(bench: Bench):
+    worker = bench.crew.celery(*_ONE_CHILD)
+    bench.send("auto", kwargs={"pause": 0.0}, link_error=_task(bench, "errback"))
+    assert RunState.FAILED == bench.wait_end(bench.run())
+    _check_noted(bench, ("errback",))
+    assert "autoretry_for does nothing for auto" in worker.whole_log()
+
+
+def test_a_task_that_is_tried_again_goes_on_with_the_run_that_failed(bench: Bench):
+    bench.crew.celery(*_ONE_CHILD)
+    result = bench.celery.AsyncResult(bench.send("tries-a-job-again", kwargs={"pause": 0.0}))
+    assert bench.items == result.get(timeout=60)
+    bench.check(bench.run())
+
+
+def test_a_task_that_is_applied_in_a_chunk_leaves_the_slice_its_signals(bench: Bench):
+    worker = bench.crew.celery(*_ONE_CHILD)
+    run = bench.start("applies", pause=0.2)
+    bench.wait_done(run, at_least=20)
+    worker.send_children(signal.SIGTERM)
+    bench.check(run)
+    assert "a child was lost" not in worker.whole_log()
+
+
+def test_a_child_that_is_killed_before_the_run_is_written_loses_no_start(bench: Bench):
+    worker = bench.crew.celery(*_ONE_CHILD)
+    with ledger.runs_locked(bench.database):
+        bench.send("count", kwargs={"pause": 0.0}, link=_note(bench), link_error=_task(bench, "errback"))
+        eventually(lambda: ledger.is_lock_wanted(bench.database), within=30, message=bench.crew.logs)
+        worker.send_children(signal.SIGKILL)
+        eventually(lambda: "a child was lost" in worker.whole_log(), within=30, message=bench.crew.logs)
+    bench.check(bench.run())
+    _check_noted(bench, ({"done": bench.items},))
+
+
+def test_an_id_that_started_a_run_of_another_job_is_refused(bench: Bench):
+    bench.crew.celery(*_ONE_CHILD)
+    bench.send("count", task_id="nightly", kwargs={"pause": 0.0})
+    bench.check(bench.run())
+    bench.send("short-slices", task_id="nightly", kwargs={"pause": 0.0}, link_error=_task(bench, "errback"))
+    _check_noted(bench, ("errback",))
+    assert "give each message an id of its own" in bench.crew.logs()
+    bench.check(bench.run())
+
+
+def test_a_chunk_that_calls_its_own_job_starts_a_run_of_it(bench: Bench):
+    bench.crew.celery(*_ONE_CHILD)
+    bench.send("nests", kwargs={"depth": 1}, link=_note(bench))
+    _check_noted(bench, (None,))
+    assert [RunState.SUCCEEDED] * 2 == [run.state for run in bench.kit.runs()]
+    assert {1: bench.items} == ledger.times(bench.database)
+
+
+def test_long_params_are_cut_in_what_people_see(bench: Bench, redis_url: str):
+    bench.celery.conf.task_default_queue = bench.crew.env["TEST_QUEUE"]
+    bench.command("start", "takes-text", f"text={'x' * 100_000}")
+    with redis.Redis.from_url(redis_url) as client:
+        (message,) = client.lrange(bench.crew.env["TEST_QUEUE"], 0, -1)
+    assert 10_000 > len(message)

@@ -88,7 +88,8 @@ def test_the_celery_app_of_these_tests(postgres_url: str, redis_server: RedisSer
     code, found = doctor("tests.queues.celery_app", postgres_url, redis_url)
 
     assert 0 == code
-    assert {"grace-unknown", "celery-reject-on-worker-lost", "celery-no-results", "redis-persistence"} == set(found)
+    expected = {"grace-unknown", "celery-autoretry", "celery-reject-on-worker-lost", "celery-no-results"}
+    assert {*expected, "redis-persistence"} == set(found)
     assert "task sleeps" == found["celery-reject-on-worker-lost"]["subject"]
     assert "task decorated" == found["celery-no-results"]["subject"]
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 from redis import Redis
-from rq import Callback, Queue
-from rq.job import Job, JobStatus
+from rq import Callback, Queue, Repeat, Retry
+from rq.job import Dependency, Job, JobStatus
 
 from batchkit import RunState
+from tests.queues import ledger
 from tests.queues.conftest import Bench
 from tests.queues.workers import QueueWorker
 from tests.waiting import eventually
@@ -187,3 +188,129 @@ def test_params_that_do_not_fit_fail_the_job_and_start_no_run(bench: Bench, queu
     _wait_status(bench, job, JobStatus.FAILED)
     assert [] == bench.kit.runs()
     assert "pauze" in bench.crew.logs()
+
+
+@pytest.mark.parametrize("retry", [None, Retry(max=1)], ids=["no retries", "a retry of the user's"])
+def test_a_killed_horse_is_no_failure_to_those_who_wait(bench: Bench, queue: Queue, retry: Retry | None):
+    worker = bench.crew.rq()
+    _supervisor(bench)
+    job = _enqueue(queue, "count", pause=0.1, retry=retry)
+    queue.enqueue(f"{_APP}.note", "after", depends_on=Dependency(job, allow_failure=True))
+    run = bench.run()
+    for done in (20, 80):
+        bench.wait_done(run, at_least=done)
+        worker.send_children(signal.SIGKILL)
+    bench.check(run)
+    _check_noted(bench, _success(bench), ("after",))
+    assert "moving job to FailedJobRegistry" not in worker.whole_log()
+    _wait_status(bench, job, JobStatus.FINISHED)
+
+
+def _check_succeeded(bench: Bench, *, times: int) -> None:
+    noted = {repr(_success(bench)): times}
+    eventually(lambda: bench.calls() == noted, within=60, message=bench.crew.logs)
+
+
+def test_an_id_that_is_used_again_is_another_message(bench: Bench, queue: Queue):
+    bench.crew.rq()
+    first = _enqueue(queue, "count", pause=0.0, job_id="nightly")
+    _wait_status(bench, first, JobStatus.FINISHED)
+    second = _enqueue(queue, "short_slices", pause=0.0, job_id="nightly")
+    eventually(lambda: len(bench.kit.runs()) == 2, within=30, message=bench.crew.logs)
+    _wait_status(bench, second, JobStatus.FINISHED)
+    assert {2: bench.items} == ledger.times(bench.database)
+    assert {repr(_success(bench)): 2} == bench.calls()
+
+
+def test_each_repetition_is_a_run(bench: Bench, queue: Queue):
+    bench.crew.rq()
+    _enqueue(queue, "count", pause=0.0, repeat=Repeat(times=2))
+    _check_succeeded(bench, times=3)
+    assert 3 == len(bench.kit.runs())
+    assert {3: bench.items} == ledger.times(bench.database)
+
+
+def test_a_job_that_a_scheduler_enqueues_each_night_is_a_run_each_time(bench: Bench, queue: Queue):
+    """As rq-scheduler does: the same job, enqueued again after it has finished."""
+    bench.crew.rq()
+    job = _enqueue(queue, "count", pause=0.0, result_ttl=-1)
+    for night in (1, 2):
+        _wait_status(bench, job, JobStatus.FINISHED)
+        queue.enqueue_job(Job.fetch(job.id, connection=queue.connection))
+        _check_succeeded(bench, times=night + 1)
+    assert 3 == len(bench.kit.runs())
+    assert {3: bench.items} == ledger.times(bench.database)
+
+
+def test_a_failed_job_that_is_requeued_goes_on_where_it_failed(bench: Bench, queue: Queue):
+    bench.crew.rq()
+    job = _enqueue(queue, "fails", pause=0.01)
+    _wait_status(bench, job, JobStatus.FAILED)
+    failed = bench.run()
+    done = failed.progress.done
+    ledger.note(bench.database, "mended")
+    queue.failed_job_registry.requeue(job)
+    _wait_status(bench, job, JobStatus.FINISHED)
+    bench.check(bench.run())
+    assert done < bench.items
+    assert {repr(each): 1 for each in (("failure", "RunFailed"), ("mended",), ("success", None))} == bench.calls()
+
+
+def test_a_copy_that_comes_after_the_end_leaves_the_job_as_it_is(bench: Bench, queue: Queue):
+    bench.crew.rq()
+    job = _enqueue(queue, "count", pause=0.0)
+    _wait_status(bench, job, JobStatus.FINISHED)
+    queue.connection.rpush(queue.key, job.id)
+    later = queue.enqueue(f"{_APP}.note", "later")
+    _wait_status(bench, later, JobStatus.FINISHED)
+    assert JobStatus.FINISHED is job.get_status()
+    bench.check(bench.run())
+    assert {repr(_success(bench)): 1, repr(("later",)): 1} == bench.calls()
+
+
+def test_a_callback_that_takes_long_is_called_once(bench: Bench, queue: Queue):
+    bench.crew.rq()
+    bench.crew.rq()
+    sweeping = _supervisor(bench)
+    job = queue.enqueue(f"{_APP}.count", pause=0.0, on_success=Callback(f"{_APP}.on_success_slowly"))
+    _check_noted(bench, _success(bench))
+    ledger.let_announcement_be_due(bench.database)
+    eventually(lambda: not ledger.is_announcement_due(bench.database), within=30, message=sweeping.log)
+    ledger.note(bench.database, "enough")
+    _wait_status(bench, job, JobStatus.FINISHED)
+    ledger.let_announcement_be_due(bench.database)
+    eventually(lambda: ledger.is_announced(bench.database), within=30, message=sweeping.log)
+    assert {repr(_success(bench)): 1, repr(("enough",)): 1} == bench.calls()
+
+
+def test_a_callback_that_fails_fails_the_job_and_not_the_run(bench: Bench, queue: Queue):
+    bench.crew.rq()
+    job = queue.enqueue(f"{_APP}.count", pause=0.0, on_success=Callback(f"{_APP}.on_success_badly"))
+    _wait_status(bench, job, JobStatus.FAILED)
+    bench.check(bench.run())
+    assert {repr(_success(bench)): 1} == bench.calls()
+
+
+def test_a_worker_that_is_killed_in_a_callback_has_it_called_again(bench: Bench, queue: Queue):
+    worker = bench.crew.rq()
+    sweeping = _supervisor(bench)
+    job = queue.enqueue(f"{_APP}.count", pause=0.0, on_success=Callback(f"{_APP}.on_success_slowly"))
+    _check_noted(bench, _success(bench))
+    worker.send_children(signal.SIGKILL)
+    ledger.note(bench.database, "enough")
+    ledger.let_announcement_be_due(bench.database)
+    noted = {repr(_success(bench)): 2, repr(("enough",)): 1}
+    eventually(lambda: bench.calls() == noted, within=30, message=lambda: f"{bench.crew.logs()}{sweeping.log()}")
+    _wait_status(bench, job, JobStatus.FINISHED)
+    bench.check(bench.run())
+
+
+@pytest.mark.parametrize("function", ["calls_another", "nests"])
+def test_a_chunk_that_calls_a_job_does_not_stop_its_own(bench: Bench, queue: Queue, function: str):
+    """No supervisor is there that would wake the outer one up."""
+    worker = bench.crew.rq()
+    job = _enqueue(queue, function, pause=0.0)
+    _wait_status(bench, job, JobStatus.FINISHED)
+    assert {RunState.SUCCEEDED} == {run.state for run in bench.kit.runs()}
+    assert 2 == len(bench.kit.runs()), worker.log()
+    assert {1: bench.items} == ledger.times(bench.database)

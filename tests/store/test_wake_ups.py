@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 
 import pytest
+from sqlalchemy import select
 
+from batchkit import telling
 from batchkit.model import NewRun, RunError, RunId, WakeUp
 from batchkit.states import RunState
 from batchkit.sweep import sweep
 from tests.store.conftest import Bench
+from tests.waiting import eventually
 
 
 class Recorder:
@@ -211,3 +215,48 @@ def test_a_cancelled_or_resumed_run_tells_of_its_real_end(bench: Bench, ending: 
             bench.claim(run_id), is_exhausted=True, reason="every item is done"
         )
     assert bench.store.runs.begin_announcing(run_id)
+
+
+def test_the_right_to_tell_of_an_end_is_kept_while_it_is_told(bench: Bench):
+    run_id = _start(bench, key="k")
+    _fail(bench, run_id)
+    runs = bench.store.runs
+    assert runs.begin_announcing(run_id)
+    for _ in range(3):
+        bench.pass_time(15)
+        runs.keep_announcing(run_id)
+        assert not runs.begin_announcing(run_id)
+        assert not runs.unannounced(limit=10)
+    runs.announced(run_id)
+    # Late, from a thread that has not heard of that.
+    runs.keep_announcing(run_id)
+    bench.pass_time(60)
+    assert not runs.begin_announcing(run_id)
+    assert not runs.unannounced(limit=10)
+
+
+def test_a_thread_keeps_the_right_to_tell_of_an_end(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(telling, "_EVERY_SECONDS", 0.01)
+    run_id = _start(bench, key="k")
+    _fail(bench, run_id)
+    assert bench.store.runs.begin_announcing(run_id)
+    told = telling.Telling(bench.store, run_id)
+    told.keep()
+    for _ in range(3):
+        _pass_time_announcing(bench)
+        assert not bench.store.runs.begin_announcing(run_id)
+    told.done()
+    bench.pass_time(100)
+    assert [] == bench.store.runs.unannounced(limit=10)
+
+
+def _pass_time_announcing(bench: Bench) -> None:
+    before = _announcing_until(bench)
+    bench.pass_time(15)
+    eventually(lambda: _announcing_until(bench) > before)
+
+
+def _announcing_until(bench: Bench) -> datetime:
+    with bench.store.database.reading() as tx:
+        found: datetime = tx.execute(select(bench.store.database.tables.run.c.announcing_until)).scalar_one()
+    return found

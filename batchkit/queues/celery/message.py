@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -13,10 +14,12 @@ from batchkit.job import Definition
 from batchkit.model import Progress, RunId, WakeUp
 from batchkit.queues.celery.shutdown import stopping
 from batchkit.stopping import Stop, Stopping
+from batchkit.telling import Telling
 
 if TYPE_CHECKING:
     from celery import Task
 
+_logger = logging.getLogger("batchkit")
 _ENDLESS = 1_000_000_000
 
 #: Headers of a wake-up.
@@ -40,12 +43,15 @@ _KEPT = (
     "reply_to",
     "replaced_task_nesting",
     "origin",
+    "stamped_headers",
 )
 
 
 class CeleryMessage:
     """The message of the task that this thread works."""
 
+    #: a lost child is no failure, see request.py
+    survives_kills = True
     #: what ends a task without its callbacks
     ends: tuple[type[Exception], ...] = (Ignore, Retry)
 
@@ -55,7 +61,7 @@ class CeleryMessage:
         job: Definition,
         *,
         send: Callable[[WakeUp, int], None],
-        on_told: Callable[[str, Callable[[], None]], None],
+        on_told: Callable[[str, Telling], None],
     ) -> None:
         self._task = task
         self._request = task.request
@@ -80,18 +86,12 @@ class CeleryMessage:
 
     def written_down(self) -> str:
         """Give what it takes to send it again, as JSON."""
-        options = self._request.as_execution_options()
-        kept = {name: options[name] for name in _KEPT if options.get(name) is not None}
-        asked = vars(self._request).get("ignore_result")
-        if asked is not None:
-            kept["ignore_result"] = asked
-        kept.update(_route(self._request.delivery_info or {}))
-        headers = {name: value for name, value in headers_of(self._request).items() if not name.startswith("batchkit_")}
-        return str(json.dumps({"celery": 1, "task": self._task.name, "options": kept, "headers": headers}))
+        options, headers = envelope_of(self._request)
+        return str(json.dumps({"celery": 1, "task": self._task.name, "options": options, "headers": headers}))
 
     def stopping(self) -> AbstractContextManager[Stopping]:
         """Learn of the worker's shutdown while the message is worked; an eager one is worked to the run's end."""
-        return Stop() if self.is_eager else stopping()
+        return Stop() if self.is_eager else stopping(self._request.id)
 
     def show(self, progress: Progress) -> None:
         """Store PROGRESS in the shape that celery-progress reads."""
@@ -117,20 +117,55 @@ class CeleryMessage:
         # Not None: that is the task's own limit, and a message that starts a run must outlast any outage.
         raise self._task.retry(countdown=seconds, max_retries=_ENDLESS, throw=False)
 
-    def fails(self) -> None:
-        """Do nothing: an error ends a Celery task, unless the app has asked for something else."""
+    def again_surviving(self) -> NoReturn:
+        """Never be asked for."""
+        raise NotImplementedError
 
-    def when_told(self, done: Callable[[], None]) -> None:
-        """Call *done* once the callbacks went out and the result is stored."""
+    def is_asked_for_again(self) -> bool:
+        """Never: Celery does not tell a copy of a message from another with the same id."""
+        return False
+
+    def begin_again(self) -> NoReturn:
+        """Never be asked for."""
+        raise NotImplementedError
+
+    def was_told(self) -> bool:
+        """Celery does not know."""
+        return False
+
+    def hush(self) -> NoReturn:
+        """End the task: it is a copy of one whose end was told."""
+        _logger.warning("message %s came again after its run's end was told, and was left out", self.key)
+        raise Ignore
+
+    def ends_now(self) -> None:
+        """Do nothing: what a Celery task returns or raises is its end."""
+
+    def when_told(self, telling: Telling) -> None:
+        """Call `telling.done()` once the callbacks went out and the result is stored."""
         if self.is_eager:
-            done()
+            telling.done()
         else:
-            self._on_told(self._request.id, done)
+            telling.keep()
+            self._on_told(self._request.id, telling)
 
 
 def key_of(task_id: str) -> str:
     """Name the messages with this task id."""
     return f"celery:{task_id}"
+
+
+def envelope_of(context: Any) -> tuple[dict[str, Any], dict[str, Any]]:  # noqa: ANN401  Celery has no types
+    """Give the options and headers with which a message is sent again; *context* is what its task sees of it."""
+    options = context.as_execution_options()
+    names = (*_KEPT, *(options.get("stamped_headers") or ()))
+    kept = {name: options[name] for name in names if options.get(name) is not None}
+    asked = vars(context).get("ignore_result")
+    if asked is not None:
+        kept["ignore_result"] = asked
+    kept.update(_route(context.delivery_info or {}))
+    headers = {name: value for name, value in headers_of(context).items() if not name.startswith("batchkit_")}
+    return kept, headers
 
 
 def headers_of(request: Any) -> dict[str, Any]:  # noqa: ANN401  a request, or the context of one

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from celery import current_app, current_task, signals
@@ -14,10 +13,21 @@ from batchkit.delivery import MOST_HOPS, Kit
 from batchkit.errors import InvalidQueue
 from batchkit.job import Definition
 from batchkit.model import WakeUp
-from batchkit.queues.celery.message import HOPS, PARTITION, RUN, WAKE, CeleryMessage, headers_of, is_task_of, key_of
+from batchkit.queues.celery.message import (
+    HOPS,
+    PARTITION,
+    RUN,
+    WAKE,
+    CeleryMessage,
+    envelope_of,
+    headers_of,
+    is_task_of,
+    key_of,
+)
 from batchkit.queues.celery.request import SliceRequest
 from batchkit.queues.celery.shutdown import is_stopping
 from batchkit.queues.celery.sweeper import Sweeper
+from batchkit.telling import Telling
 from batchkit.worker import worker_name
 
 if TYPE_CHECKING:
@@ -25,6 +35,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("batchkit")
 _DEFAULT = "default"
+#: What Celery keeps of the params that people see, by default.
+_LONGEST_REPR = 1024
 
 
 class CeleryQueue:
@@ -44,7 +56,7 @@ class CeleryQueue:
     def __init__(self, app: Celery) -> None:
         self._app = app
         self._kit: Kit | None = None
-        self._told: dict[str, Callable[[], None]] = {}
+        self._told: dict[str, Telling] = {}
         self._sweeper: Sweeper | None = None
 
     @property
@@ -67,8 +79,9 @@ class CeleryQueue:
         signals.worker_shutdown.connect(self._on_worker_shutdown, weak=False)
         signals.task_received.connect(self._on_received, weak=False)
         signals.task_revoked.connect(self._on_revoked, weak=False)
-        for told in (signals.task_success, signals.task_failure, signals.task_retry):
-            told.connect(self._on_told, weak=False)
+        signals.task_success.connect(self._on_told, weak=False)
+        signals.task_failure.connect(self._on_told, weak=False)
+        signals.task_retry.connect(self._on_not_told, weak=False)
 
     def wake(self, wake_up: WakeUp) -> None:
         """Send a message that carries the wake-up; for a run that a message started, that message again."""
@@ -103,7 +116,7 @@ class CeleryQueue:
             headers=headers,
             # For people: Flower and the log show the run's params, which the message itself does not carry.
             argsrepr=f"run {wake_up.run_id}",
-            kwargsrepr=wake_up.params,
+            kwargsrepr=wake_up.params[:_LONGEST_REPR],
             add_to_parent=False,
             **options,
         )
@@ -153,11 +166,38 @@ class CeleryQueue:
     def _adopt(self, task: Task) -> None:
         task.Request = f"{SliceRequest.__module__}:{SliceRequest.__qualname__}"
         task.when_child_is_lost = self._on_child_lost
+        if hasattr(task, "_orig_run"):
+            # What autoretry_for has put around it. A failed run waits for resume(), and is told of when it has failed.
+            task.run = task._orig_run  # noqa: SLF001  there is no other way to take it back
 
-    def _on_child_lost(self, pid: int | None) -> None:
+    def _on_child_lost(self, request: SliceRequest) -> bool:
         """End the leases of a child that is gone: its runs need not wait for them to run out."""
-        if pid is not None and self._sweeper is not None:
+        if self._sweeper is None:
+            return True
+        pid = getattr(request, "worker_pid", None)
+        headers = headers_of(request.context)
+        if RUN not in headers:
+            # It may have died before the run was written, and then this message is all there is of it.
+            hops = headers.get(HOPS, 0)
+            if hops >= MOST_HOPS:
+                return False
+            self._sweeper.do_soon(lambda: self._send_start_again(request, hops + 1))
+        if pid is not None:
             self._sweeper.do_soon(lambda: self._attached.end_leases_of(worker_name(pid)))
+        return True
+
+    def _send_start_again(self, request: SliceRequest, hops: int) -> None:
+        """Send a copy of a message that starts a run; where the run was written, the copy joins it."""
+        context = request.context
+        options, headers = envelope_of(context)
+        self._app.send_task(
+            request.task.name,
+            args=context.args,
+            kwargs=context.kwargs,
+            headers={**headers, HOPS: hops},
+            add_to_parent=False,
+            **options,
+        )
 
     @property
     def _attached(self) -> Kit:
@@ -188,6 +228,9 @@ class CeleryQueue:
         if sender.app is self._app:
             self._sweeper = Sweeper(self._attached.recover)
             self._sweeper.start()
+            for task in self._app.tasks.values():
+                if self._is_ours(task) and getattr(task, "autoretry_for", None):
+                    _logger.warning("autoretry_for does nothing for %s: a failed run waits for resume()", task.name)
 
     def _on_worker_shutdown(self, sender: Any, **_: Any) -> None:  # noqa: ANN401
         if sender.app is self._app and self._sweeper is not None:
@@ -200,6 +243,8 @@ class CeleryQueue:
         It was asked for before the signal, as the one that waited longest. Celery gives it back when it has stopped,
         which takes seconds; that copy comes too late then, and does nothing.
         """
+        if not self._is_ours(request.task):
+            return
         headers = request.request_dict
         run_id, hops = headers.get(RUN), headers.get(HOPS, 0)
         if run_id is None or self._sweeper is None or hops >= MOST_HOPS or not is_stopping():
@@ -214,18 +259,22 @@ class CeleryQueue:
 
     def _on_revoked(self, sender: Any, request: Any, *, expired: bool = False, **_: Any) -> None:  # noqa: ANN401
         """Cancel the run whose message was revoked: Celery throws its messages away from now on."""
-        name = getattr(sender, "name", None)
-        if expired or self._sweeper is None or name is None:
+        if expired or self._sweeper is None or not self._is_ours(sender):
             return
         run_id = headers_of(request).get(RUN)
         key = key_of(request.id)
         self._sweeper.do_soon(lambda: self._attached.cancel_message(key, run_id))
 
+    def _is_ours(self, task: Any) -> bool:  # noqa: ANN401
+        """Tell whether a task works slices for this queue: there may be other apps in the process."""
+        return bool(getattr(task, "when_child_is_lost", None) == self._on_child_lost)
+
     def _on_told(self, sender: Any, **_: Any) -> None:  # noqa: ANN401
-        done = self._told.pop(cast("str", sender.request.id), None) if self._told else None
-        if done is None:
-            return
-        try:
-            done()
-        except Exception:
-            _logger.exception("that the end of a run was told could not be written down; it is told again")
+        telling = self._told.pop(cast("str", sender.request.id), None) if self._told else None
+        if telling is not None:
+            telling.done()
+
+    def _on_not_told(self, sender: Any, **_: Any) -> None:  # noqa: ANN401
+        telling = self._told.pop(cast("str", sender.request.id), None) if self._told else None
+        if telling is not None:
+            telling.give_up()

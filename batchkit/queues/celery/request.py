@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
+from celery.app.task import Context
 from celery.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.worker.request import Request
 from celery.worker.state import task_ready
@@ -21,26 +22,38 @@ class SliceRequest(Request):  # type: ignore[misc]  # Celery has no types
     itself. Here it is an interruption.
     """
 
+    _is_given_up = False
+
+    @property
+    def context(self) -> Context:
+        """What the task sees of the message."""
+        return self._context
+
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002  Celery's signature
         """Take note that the child is gone; all else is a failure as ever."""
         error = exc_info.exception
         error = error.exc if isinstance(error, ExceptionWithTraceback) else error
-        if not isinstance(error, (WorkerLostError, TimeLimitExceeded, SystemExit, KeyboardInterrupt)):
+        is_lost = isinstance(error, (WorkerLostError, TimeLimitExceeded, SystemExit, KeyboardInterrupt))
+        if not is_lost or not self._give_up():
             return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
         _logger.warning("a child was lost in the middle of a slice: %s", error, extra={"task_id": self.id})
-        self._give_up()
         return None
 
     def on_timeout(self, soft: bool, timeout: float) -> None:  # noqa: FBT001  Celery's signature
         """Take note that the child is being killed, since the task's hard time limit is over."""
-        if soft:
+        if soft or not self._give_up():
             super().on_timeout(soft, timeout)
             return
         _logger.error("the hard time limit of %s s ended a slice; raise it above slice_time", timeout)
-        self._give_up()
 
-    def _give_up(self) -> None:
+    def _give_up(self) -> bool:
+        """Leave the rest to others; False where this has gone wrong so often that it is a failure after all."""
+        if self._is_given_up:
+            return True
+        if not self.task.when_child_is_lost(self):
+            return False
+        self._is_given_up = True
         task_ready(self)
         if self.task.acks_late:
             self.acknowledge()
-        self.task.when_child_is_lost(getattr(self, "worker_pid", None))
+        return True

@@ -8,6 +8,7 @@ while it works a slice.
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 import signal
@@ -26,6 +27,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from batchkit.stopping import PolledStop
 
+_logger = logging.getLogger("batchkit")
 #: Where a child that was not forked but started anew finds the byte.
 _VARIABLE = "BATCHKIT_CELERY_STOP_FILE"
 _MAIN_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
@@ -38,6 +40,7 @@ class _Byte:
     def __init__(self) -> None:
         self._memory: mmap.mmap | None = None
         self._path: str | None = None
+        self._has_warned = False
 
     def make(self) -> None:
         """Make it; children that are started from now on see it."""
@@ -52,6 +55,15 @@ class _Byte:
         if self._memory is None and path is not None:
             with suppress(FileNotFoundError):
                 self._map(os.open(path, os.O_RDWR))
+
+    def warn_if_missing(self) -> None:
+        """Say once that this child does not see the byte."""
+        if self._memory is None and not self._has_warned:
+            self._has_warned = True
+            _logger.warning(
+                "batchkit was imported after this Celery worker had started, so a slice learns of a shutdown only by a "
+                "signal of its own, and nobody sweeps; build the kit where the worker imports its app"
+            )
 
     def remove(self) -> None:
         """Remove its file; those who have it keep it."""
@@ -101,23 +113,26 @@ class WorkerStop(PolledStop):
 
 
 @contextmanager
-def stopping() -> Iterator[WorkerStop]:
+def stopping(task_id: str) -> Iterator[WorkerStop]:
     """
-    Turn the signals that would end this child into a request to stop, until Celery is done with the task.
+    Turn the signals that would end this child into a request to stop, until Celery is done with the task *task_id*.
 
     That is later than the end of the block: callbacks are sent and a result is stored in between, which a signal must
     not cut short. The flag is of this task alone: a child that lives on after its signal would else give back all that
     it takes. In a worker's main process (pools threads, gevent, solo) the shared byte tells, and Celery's own handlers
     stay.
     """
+    global _slice_of  # noqa: PLW0603  one main thread works one task
     stop = WorkerStop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
+    _slice_of = task_id
     if _is_main_process():
         _deferred.begin()
         yield stop
         return
+    _byte.warn_if_missing()
 
     def on_signal(number: int, _: FrameType | None) -> None:
         stop.request(signal.Signals(number).name)
@@ -130,9 +145,16 @@ def stopping() -> Iterator[WorkerStop]:
 
 #: The handlers that a slice has replaced in this child.
 _before: dict[signal.Signals, Any] = {}
+#: The task whose slice has replaced them.
+_slice_of: str | None = None
 
 
-def _restore_handlers(**_: Any) -> None:  # noqa: ANN401
+def _restore_handlers(task_id: str, **_: Any) -> None:  # noqa: ANN401
+    global _slice_of  # noqa: PLW0603  one main thread works one task
+    # A task that is applied inside a chunk ends before its chunk does.
+    if task_id != _slice_of or threading.current_thread() is not threading.main_thread():
+        return
+    _slice_of = None
     while _before:
         number, handler = _before.popitem()
         signal.signal(number, handler)
@@ -206,8 +228,13 @@ def _wrap_handlers(sender: Any, **_: Any) -> None:  # noqa: ANN401
     _deferred.is_wanted = isinstance(sender.pool, SoloPool)
     for number in _MAIN_SIGNALS:
         handler = signal.getsignal(number)
-        if callable(handler) and not getattr(handler, "is_of_batchkit", False):
+        if callable(handler) and not getattr(handler, "is_of_batchkit", False) and _ends_worker(number, handler):
             signal.signal(number, _telling(handler))
+
+
+def _ends_worker(number: signal.Signals, handler: Any) -> bool:  # noqa: ANN401  a signal handler
+    """Tell whether the worker ends by the signal: a SIGHUP handler of the app's own may reload something."""
+    return number is not signal.SIGHUP or str(getattr(handler, "__module__", "")).startswith("celery.")
 
 
 def _telling(handler: Any) -> Any:  # noqa: ANN401  a signal handler

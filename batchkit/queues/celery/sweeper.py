@@ -15,6 +15,7 @@ from batchkit.errors import BatchkitError
 _logger = logging.getLogger("batchkit")
 _EVERY_SECONDS = 5.0
 _FORK_WAITS_SECONDS = 2.0
+_MOST_FAILED = 1000
 
 
 class Sweeper:
@@ -28,43 +29,67 @@ class Sweeper:
     def __init__(self, sweep: Callable[[], object]) -> None:
         self._sweep = sweep
         self._todo: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        #: steps that failed, to be tried again after the next sweep
+        self._failed: list[Callable[[], object]] = []
         self._stopping = threading.Event()
         self._at_work = threading.Lock()
         self._waits_for_fork = False
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name="batchkit-sweeper", daemon=True)
-        os.register_at_fork(before=self._before_fork, after_in_parent=self._after_fork)
+        os.register_at_fork(
+            before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._after_fork_in_child
+        )
 
     def start(self) -> None:
         """Begin."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End after what is being done."""
+        """End after what is being done and what was to be done soon."""
         self._stopping.set()
         self._todo.put(None)
         self._thread.join(timeout=_EVERY_SECONDS)
 
     def do_soon(self, step: Callable[[], object]) -> None:
-        """Have the thread do *step* next."""
+        """Have the thread do *step* next, and again after each sweep until it does not fail."""
         self._todo.put(step)
 
     def _run(self) -> None:
         sweep_at = time.monotonic()
-        while not self._stopping.is_set():
+        while True:
             step = self._next(until=sweep_at)
-            if step is None:
-                step = self._sweep
+            if step is not None:
+                self._do(step)
+            elif self._stopping.is_set():
+                return
+            else:
                 # Not in step with the other workers.
                 sweep_at = time.monotonic() + random.uniform(0.8, 1.2) * _EVERY_SECONDS  # noqa: S311
-            if self._stopping.is_set():
-                return
-            with self._at_work:
-                try:
-                    step()
-                except BatchkitError as error:
-                    _logger.warning("a sweep failed; another follows: %s", error)
-                except Exception:
-                    _logger.warning("a sweep failed; another follows", exc_info=True)
+                self._do_again()
+                self._try(self._sweep)
+
+    def _do(self, step: Callable[[], object]) -> None:
+        if not self._try(step):
+            self._failed.append(step)
+            # Where nothing works for long, the leases and the sweeps of others are enough.
+            del self._failed[:-_MOST_FAILED]
+
+    def _do_again(self) -> None:
+        failed, self._failed = self._failed, []
+        for step in failed:
+            self._do(step)
+
+    def _try(self, step: Callable[[], object]) -> bool:
+        with self._at_work:
+            try:
+                step()
+            except BatchkitError as error:
+                _logger.warning("a sweep failed; another follows: %s", error)
+                return False
+            except Exception:
+                _logger.warning("a sweep failed; another follows", exc_info=True)
+                return False
+        return True
 
     def _next(self, *, until: float) -> Callable[[], object] | None:
         try:
@@ -73,8 +98,13 @@ class Sweeper:
             return None
 
     def _before_fork(self) -> None:
-        self._waits_for_fork = self._at_work.acquire(timeout=_FORK_WAITS_SECONDS)
+        if os.getpid() == self._process:
+            self._waits_for_fork = self._at_work.acquire(timeout=_FORK_WAITS_SECONDS)
 
     def _after_fork(self) -> None:
-        if self._waits_for_fork:
+        if os.getpid() == self._process and self._waits_for_fork:
             self._at_work.release()
+
+    def _after_fork_in_child(self) -> None:
+        # The parent's lock may be held here for ever, and nobody sweeps in a child.
+        self._at_work = threading.Lock()

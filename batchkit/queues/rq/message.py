@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
 
 from rq.job import Job, Retry
 
 from batchkit.job import Definition
 from batchkit.model import Progress, RunId, WakeUp
+from batchkit.queues.rq import notes
 from batchkit.queues.rq.shutdown import WorkerStop, stopping
+from batchkit.telling import Telling
 
-#: What a wake-up keeps in the job's meta.
-RUN, PARTITION, WAKE, HOPS = "batchkit_run", "batchkit_partition", "batchkit_wake", "batchkit_hops"
 PROGRESS = "progress"
 
 #: More than a job ever needs. RQ counts each slice as a retry.
 _ENDLESS = 1_000_000_000
+#: With fewer retries left, RQ is soon to take a killed horse for the job's end.
+_ENOUGH = 1_000
 #: How long a parked job stays scheduled. A wake-up comes first; where a scheduler is quicker, the job parks again.
 _PARKED_SECONDS = 7 * 24 * 3600
 
@@ -39,13 +40,17 @@ class RQMessage:
         self._job = job
         self._send = send
         self._is_woken = False
-        self.key = key_of(job.id)
-        self.is_of_the_job = job.func_name == path_of(of)
-        meta: dict[str, Any] = job.meta
-        self.run_id: RunId | None = meta.get(RUN)
-        self.partition: int = meta.get(PARTITION, 0)
-        self.wake_no: int = meta.get(WAKE, 0)
-        self.hops: int = meta.get(HOPS, 0)
+        self.key = notes.key_of(job)
+        self.is_of_the_job: bool = job.func_name == path_of(of)
+        noted = notes.notes_of(job)
+        self.run_id: RunId | None = noted.get(notes.RUN)
+        self.partition: int = noted.get(notes.PARTITION, 0)
+        self.wake_no: int = noted.get(notes.WAKE, 0)
+        self.hops: int = noted.get(notes.HOPS, 0)
+
+    def is_delivered_as(self, job: Job) -> bool:
+        """Tell whether *job* is the RQ job as it was taken this time."""
+        return self._job is job
 
     @property
     def is_ours(self) -> bool:
@@ -57,12 +62,14 @@ class RQMessage:
         """Whether somebody may look at the job's meta."""
         return True
 
+    @property
+    def survives_kills(self) -> bool:
+        """Whether the worker's main process, which knows the job as it took it, retries it when the horse is killed."""
+        return (self._job.retries_left or 0) >= _ENOUGH
+
     def written_down(self) -> str:
-        """Give what it takes to find it again, as JSON; and never let RQ take a killed horse for its end."""
-        if not self._job.retries_left:
-            self._job.retries_left = _ENDLESS
-            self._job.connection.hset(self._job.key, "retries_left", _ENDLESS)
-        return json.dumps({"rq": 1, "id": self._job.id, "queue": self._job.origin})
+        """Give what it takes to find it again, as JSON."""
+        return json.dumps({"rq": 1, "id": self._job.id, "queue": self._job.origin, "key": self.key})
 
     def stopping(self) -> AbstractContextManager[WorkerStop]:
         """Learn of the worker's shutdown while the job is worked."""
@@ -81,7 +88,7 @@ class RQMessage:
 
     def wake_itself(self, wake_up: WakeUp) -> None:
         """Be the message of *wake_up* when it is retried, at the end of this slice."""
-        self._job.meta.update({PARTITION: wake_up.partition, WAKE: wake_up.number})
+        notes.note(self._job, **{notes.PARTITION: wake_up.partition, notes.WAKE: wake_up.number})
         self._job.save_meta()
         self._is_woken = True
 
@@ -97,21 +104,54 @@ class RQMessage:
 
     def again(self, seconds: float) -> Retry | None:
         """Have RQ run the same job again; it knows no delays without a scheduler, so wait here."""
-        with self.stopping() as stop:
-            stop.wait(seconds)
+        if seconds:
+            with self.stopping() as stop:
+                stop.wait(seconds)
         return None if self.is_ours else Retry(max=_ENDLESS)
 
-    def when_told(self, done: Callable[[], None]) -> None:
-        """RQ tells of the end when the function has returned; a sweep looks at the job then."""
+    def again_surviving(self) -> Retry:
+        """Have RQ run the same job next, with retries for the horses that are killed."""
+        self._job.retries_left = _ENDLESS
+        retry = Retry(max=_ENDLESS)
+        # It has waited for its turn. Older releases of RQ do not know of that.
+        retry.enqueue_at_front = True
+        return retry
 
-    def fails(self) -> None:
-        """Let the error that is about to be raised be the job's end: RQ would retry it."""
+    def takes_turns(self) -> None:
+        """Let other jobs have their turn between slices; RQ remembers that it was to go first once."""
+        if getattr(self._job, "enqueue_at_front_on_retry", False):
+            self._job.enqueue_at_front_on_retry = False
+            self._job.connection.hdel(self._job.key, "enqueue_at_front_on_retry")
+
+    def is_asked_for_again(self) -> bool:
+        """Whether RQ has told of its end, and somebody has enqueued it again since."""
+        return notes.is_asked_for_again(self._job)
+
+    def begin_again(self) -> None:
+        """Be a message of its own, and no copy of the one that has ended."""
+        notes.begin_again(self._job)
+        self.key = notes.key_of(self._job)
+        self.partition, self.wake_no, self.hops = 0, 0, 0
+
+    def was_told(self) -> bool:
+        """Whether RQ has told of its end."""
+        return notes.was_told(self._job)
+
+    def hush(self) -> None:
+        """Have the end that is given next call nobody back."""
         self._job.retries_left = 0
+        # RQ reads the functions by their names, unless it has them already.
+        self._job._success_callback = None  # noqa: SLF001
+        self._job._failure_callback = None  # noqa: SLF001
 
+    def when_told(self, _: Telling) -> None:
+        """RQ tells of the end when the function has returned; a sweep looks at the job then."""
+        self.ends_now()
 
-def key_of(job_id: str) -> str:
-    """Name the RQ job with this id."""
-    return f"rq:{job_id}"
+    def ends_now(self) -> None:
+        """Let what is about to be returned or raised be the job's end: RQ would retry an error."""
+        notes.note_end(self._job)
+        self._job.retries_left = 0
 
 
 def path_of(job: Definition) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 import uuid
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rq import Queue, get_current_job
@@ -15,13 +17,15 @@ from batchkit.delivery import Kit
 from batchkit.errors import InvalidQueue
 from batchkit.job import Definition
 from batchkit.model import WakeUp
-from batchkit.queues.rq.message import HOPS, PARTITION, RUN, WAKE, RQMessage, path_of
+from batchkit.queues.rq import notes
+from batchkit.queues.rq.message import RQMessage, path_of
 
 if TYPE_CHECKING:
     from redis import Redis
 
 _logger = logging.getLogger("batchkit")
 _RETRIES = 1_000_000
+_LONGEST_DESCRIPTION = 1_000
 _FAILURE_TTL_SECONDS = 7 * 24 * 3600
 #: RQ has no end of its own for our slices: a slice has its time, a chunk its timeout, and the lease ends what hangs.
 _NO_TIMEOUT = -1
@@ -79,59 +83,83 @@ class RQQueue:
     def message_at_hand(self, job: Definition) -> RQMessage | None:
         """Give the RQ job that this process works; None outside of one."""
         current = get_current_job()
-        self._at_hand = None if current is None else RQMessage(current, job, send=self._send)
-        return self._at_hand
+        if current is None:
+            return None
+        message = RQMessage(current, job, send=self._send)
+        if message.is_of_the_job and not self._is_at_hand(current):
+            self._at_hand = message
+            if message.survives_kills:
+                message.takes_turns()
+        return message
 
     def _send(self, wake_up: WakeUp, hops: int) -> None:
         written = None if wake_up.message is None else json.loads(wake_up.message)
         if written is not None and "rq" in written:
-            self._send_again(wake_up, written["id"], written["queue"])
+            self._send_again(wake_up, written["id"], written["queue"], key=written["key"])
         else:
-            self._enqueue(wake_up, f"{wake_up.run_id}-{uuid.uuid4().hex[:8]}", self._queue(wake_up.queue), hops=hops)
+            self._enqueue_ours(wake_up, hops=hops)
 
-    def _send_again(self, wake_up: WakeUp, job_id: str, queue_name: str) -> None:
+    def _send_again(self, wake_up: WakeUp, job_id: str, queue_name: str, *, key: str) -> None:
         """Have the RQ job that started a run worked again, unless it is on its way."""
-        current = get_current_job()
-        if current is not None and current.id == job_id and self._at_hand is not None:
-            self._at_hand.wake_itself(wake_up)
+        at_hand = self._at_hand
+        if at_hand is not None and self._is_at_hand(get_current_job()) and at_hand.key == key:
+            at_hand.wake_itself(wake_up)
             return
         queue = self._queue(queue_name)
-        try:
-            job = Job.fetch(job_id, connection=self._connection, serializer=self._serializer)
-        except NoSuchJobError:
-            if wake_up.is_announcement:
-                self._told(wake_up)
-            else:
-                # Redis has lost it, and with it what waited for its end; the work goes on all the same.
-                self._enqueue(wake_up, job_id, queue)
-            return
-        status = job.get_status()
-        if wake_up.is_announcement and status in {JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED}:
+        job = self._fetch(job_id)
+        if job is None or notes.key_of(job) != key:
+            self._go_on_without(wake_up, job_id, queue, key=key, is_id_free=job is None)
+        elif wake_up.is_announcement and notes.was_told(job):
             self._told(wake_up)
-            return
-        job.meta.update({PARTITION: wake_up.partition, WAKE: wake_up.number})
-        job.save_meta()
-        if status is JobStatus.QUEUED and queue.get_job_position(job) is not None:
-            return
-        for registry in (job.failed_job_registry, queue.scheduled_job_registry):
-            registry.remove(job)
-        queue.started_job_registry.remove_executions(job)
-        queue.enqueue_job(job)
+        elif not (wake_up.is_announcement and _is_being_worked(job, queue)):
+            _enqueue_again(job, queue, wake_up)
 
-    def _enqueue(self, wake_up: WakeUp, job_id: str, queue: Queue, *, hops: int = 0) -> None:
-        is_ours = wake_up.message is None
-        meta: dict[str, Any] = {PARTITION: wake_up.partition, WAKE: wake_up.number, HOPS: hops}
-        queue.enqueue_call(
+    def _go_on_without(self, wake_up: WakeUp, job_id: str, queue: Queue, *, key: str, is_id_free: bool) -> None:
+        """Go on with a run whose RQ job is lost, and with it what waited for its end."""
+        if wake_up.is_announcement:
+            self._told(wake_up)
+        elif is_id_free:
+            self._enqueue(wake_up, job_id, queue, {notes.KEY: key})
+        else:
+            # The id was used again for something else.
+            self._enqueue_ours(wake_up)
+
+    def _enqueue_ours(self, wake_up: WakeUp, *, hops: int = 0) -> None:
+        job_id = f"{wake_up.run_id}-{uuid.uuid4().hex[:8]}"
+        noted = {notes.RUN: wake_up.run_id, notes.HOPS: hops}
+        self._enqueue(wake_up, job_id, self._queue(wake_up.queue), noted, result_ttl=0)
+
+    def _enqueue(
+        self,
+        wake_up: WakeUp,
+        job_id: str,
+        queue: Queue,
+        noted: Mapping[str, object],
+        *,
+        result_ttl: int | None = None,
+    ) -> None:
+        job = queue.create_job(
             path_of(self._attached.jobs[wake_up.job]),
             job_id=job_id,
             timeout=_NO_TIMEOUT,
-            result_ttl=0 if is_ours else None,
+            result_ttl=result_ttl,
             failure_ttl=_FAILURE_TTL_SECONDS,
             # A horse that is killed is no failure: worked again, the job finds its wake-up used and ends.
             retry=Retry(max=_RETRIES),
-            description=f"{wake_up.job} run={wake_up.run_id} {wake_up.params}",
-            meta={**meta, RUN: wake_up.run_id} if is_ours else meta,
+            description=_cut(f"{wake_up.job} run={wake_up.run_id} {wake_up.params}"),
         )
+        notes.note(job, **{notes.PARTITION: wake_up.partition, notes.WAKE: wake_up.number}, **noted)
+        queue.enqueue_job(job)
+
+    def _is_at_hand(self, current: Job | None) -> bool:
+        """Tell whether the message at hand is of the RQ job that this process works now."""
+        return current is not None and self._at_hand is not None and self._at_hand.is_delivered_as(current)
+
+    def _fetch(self, job_id: str) -> Job | None:
+        try:
+            return Job.fetch(job_id, connection=self._connection, serializer=self._serializer)
+        except NoSuchJobError:
+            return None
 
     def _told(self, wake_up: WakeUp) -> None:
         self._attached.announced(wake_up.run_id)
@@ -145,6 +173,31 @@ class RQQueue:
             message = "give the queue to a kit first: BatchKit(..., queue=RQQueue(connection))"
             raise RuntimeError(message)
         return self._kit
+
+
+def _enqueue_again(job: Job, queue: Queue, wake_up: WakeUp) -> None:
+    notes.note(job, **{notes.PARTITION: wake_up.partition, notes.WAKE: wake_up.number})
+    job.save_meta()
+    if job.get_status() is JobStatus.QUEUED and queue.get_job_position(job) is not None:
+        return
+    for registry in (job.failed_job_registry, queue.scheduled_job_registry):
+        registry.remove(job)
+    queue.started_job_registry.remove_executions(job)
+    queue.enqueue_job(job)
+
+
+def _is_being_worked(job: Job, queue: Queue) -> bool:
+    """Tell whether a worker that is alive has the job in its hands, which may be in the middle of its callbacks."""
+    if job.get_status() is not JobStatus.STARTED:
+        return False
+    registry = queue.started_job_registry
+    alive = job.connection.zrangebyscore(registry.key, time.time(), "+inf")
+    return any(execution.decode().rpartition(":")[0] == job.id for execution in alive)
+
+
+def _cut(text: str) -> str:
+    """Keep what people read short: params can be long, and Redis holds them in memory."""
+    return text if len(text) <= _LONGEST_DESCRIPTION else f"{text[:_LONGEST_DESCRIPTION]}..."
 
 
 def eaten_params(job: Definition) -> list[str]:
