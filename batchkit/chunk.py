@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar, overload
 
 from batchkit.model import RunId
@@ -37,7 +37,7 @@ class Chunk(Sequence[T]):
     transaction fails the chunk, so put what may fail into `with chunk.session.begin_nested():`.
     """
 
-    __slots__ = ("_items", "_stopping", "_transaction", "attempt", "carry", "number", "partition", "run_id")
+    __slots__ = ("_failed", "_items", "_stopping", "_transaction", "attempt", "carry", "number", "partition", "run_id")
 
     def __init__(
         self,
@@ -54,6 +54,7 @@ class Chunk(Sequence[T]):
         self._items = items
         self._transaction = transaction
         self._stopping = stopping
+        self._failed: dict[int, BaseException] = {}
         self.run_id = run_id
         #: which of the run's partitions the items belong to, from 0
         self.partition = partition
@@ -91,6 +92,31 @@ class Chunk(Sequence[T]):
     def should_stop(self) -> bool:
         """Whether the worker should stop soon: a chunk that can end early may return once its items are done."""
         return self._stopping()
+
+    def fail(self, item: T, error: BaseException | str) -> None:
+        """
+        Record one item of the chunk as a failure, and go on: it counts as failed and not as done.
+
+        What was written for it stays in the transaction; put that into `with chunk.session.begin_nested():` where it
+        may fail half way. Said twice of the same item, the last error counts.
+
+        Raises:
+            ValueError: it is not an item of this chunk, or is equal to several of them.
+        """
+        self._failed[self._index_of(item)] = RuntimeError(error) if isinstance(error, str) else error
+
+    @property
+    def failed(self) -> Mapping[int, BaseException]:
+        """The errors of the items that were recorded as failures, by their index."""
+        return self._failed
+
+    def _index_of(self, item: T) -> int:
+        same = [index for index, each in enumerate(self._items) if each is item]
+        found = same or [index for index, each in enumerate(self._items) if each == item]
+        if len(found) != 1:
+            what = "is not an item of this chunk" if not found else f"stands {len(found)} times in this chunk"
+            raise ValueError(f"{item!r} {what}; give chunk.fail() the object that the chunk gave")
+        return found[0]
 
 
 class Finish:

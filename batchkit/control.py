@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from batchkit.errors import InvalidJob
+from batchkit.errors import InvalidJob, NoFailures
 from batchkit.job import Definition
-from batchkit.model import NewRun, Partition, RunId, RunRecord, Transition
+from batchkit.model import Failure, NewRun, Partition, RunId, RunRecord, Transition
 from batchkit.queue import Queue
 from batchkit.run import Run
 from batchkit.states import RunState
@@ -49,8 +49,42 @@ class Controls:
         """Start a new run with the job and params of another."""
         record = self._store.runs.load(run_id)
         return self._start(
-            NewRun(job=record.job, params=record.params, queue=record.queue, delivery=self.promise, rerun_of=run_id)
+            NewRun(
+                job=record.job,
+                params=record.params,
+                queue=record.queue,
+                delivery=self.promise,
+                rerun_of=run_id,
+                failures_of=record.failures_of,
+            )
         )
+
+    def retry_failures(self, run_id: RunId) -> Run:
+        """
+        Start a run whose items are the failures of another that are not done since.
+
+        Raises:
+            NoFailures: there are none.
+        """
+        record = self._store.runs.load(run_id)
+        # A run that tried failures again has left them with the run in which they failed first.
+        origin = record.failures_of or run_id
+        if not self._store.failures.count_open(origin):
+            raise NoFailures(run_id)
+        return self._start(
+            NewRun(
+                job=record.job,
+                params=record.params,
+                queue=record.queue,
+                delivery=self.promise,
+                rerun_of=run_id,
+                failures_of=origin,
+            )
+        )
+
+    def failures(self, run_id: RunId, *, after: int, limit: int) -> Sequence[Failure]:
+        """Read failures of a run."""
+        return self._store.failures.page(run_id, after=after, limit=limit)
 
     @property
     def promise(self) -> str:

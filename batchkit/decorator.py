@@ -7,7 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from inspect import Signature
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast, overload
 
 from batchkit.chunk import Chunk, Finish
 from batchkit.durations import Duration, seconds
@@ -16,6 +16,9 @@ from batchkit.job import JOBS, Definition, Job, Options, current_kit
 from batchkit.params import check_same_params, params_signature, signature_of
 from batchkit.run import Run
 from batchkit.sources.base import Source
+
+if TYPE_CHECKING:
+    from tenacity import Retrying
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,6 +40,9 @@ def batched(
     lease: Duration = ...,
     chunk_timeout: Duration | None = None,
     queue: str = ...,
+    retry: Retrying | None = None,
+    max_failures: float = ...,
+    describe_item: Callable[[T], object] | None = None,
     finish: Callable[Concatenate[Finish, P], object] | None = None,
 ) -> Callable[[Callable[Concatenate[Chunk[T], P], object]], Job[P, T]]: ...
 @overload
@@ -49,6 +55,9 @@ def batched(
     lease: Duration = ...,
     chunk_timeout: Duration | None = None,
     queue: str = ...,
+    retry: Retrying | None = None,
+    max_failures: float = ...,
+    describe_item: Callable[[T], object] | None = None,
     finish: Callable[[Finish], object] | None = None,
 ) -> Callable[[Callable[[Chunk[T]], object]], Job[[], T]]: ...
 def batched(
@@ -60,6 +69,9 @@ def batched(
     lease: Duration = _DEFAULT_LEASE,
     chunk_timeout: Duration | None = None,
     queue: str = "default",
+    retry: Retrying | None = None,
+    max_failures: float = 0,
+    describe_item: Callable[[Any], object] | None = None,
     finish: Callable[..., object] | None = None,
 ) -> Callable[[Callable[..., object]], Any]:
     """
@@ -73,6 +85,13 @@ def batched(
         lease: how long a claim lasts without a renewal; a killed worker's run goes on after this long.
         chunk_timeout: a chunk that takes longer is no longer renewed; by default ten leases.
         queue: the name of the queue that wakes its workers up.
+        retry: what to try again, how often, and how long to wait before (`tenacity.Retrying(stop=..., wait=...)`); a
+            chunk is tried again whole, and its waits end when the worker is asked to stop. Deadlocks, lock timeouts,
+            serialization failures and lost connections of the run's own database are tried again in any case.
+        max_failures: how many items may fail before the run does: a number, or a share (0.01) of the items that were
+            tried, which is judged from 100 items on. By default the first that fails does.
+        describe_item: gives what is recorded of an item that failed, such as its id; by default its `repr`, or the
+            loaded columns of an ORM object.
         finish: a function run once after the last item, in the transaction that makes the run succeeded; it takes
             a `Finish` and the params, and what it returns is the run's result.
 
@@ -91,6 +110,9 @@ def batched(
             else _checked_seconds(chunk_timeout, "chunk_timeout")
         ),
         queue=_checked_name(queue, "queue"),
+        max_failures=_checked_max_failures(max_failures),
+        retry=_checked_retry(retry),
+        describe_item=_checked_describe_item(describe_item),
     )
     make_source, signature = _checked_source(source)
     if finish is not None:
@@ -189,6 +211,29 @@ def _checked_chunk_size(chunk_size: object) -> int:
     if not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1:
         raise InvalidJob(f"chunk_size is the number of items per transaction, 1 or more: got {chunk_size!r}")
     return chunk_size
+
+
+def _checked_max_failures(max_failures: object) -> float:
+    if isinstance(max_failures, bool) or not isinstance(max_failures, int | float) or max_failures < 0:
+        raise InvalidJob(f"max_failures is a number of items, or a share such as 0.01: got {max_failures!r}")
+    if isinstance(max_failures, float) and not max_failures <= 1:
+        raise InvalidJob(f"max_failures={max_failures!r} is more than all items; write an int for a number of items")
+    return max_failures
+
+
+def _checked_retry(retry: object) -> Any:  # noqa: ANN401  None or a Retrying, whose import takes long
+    kind = type(retry)
+    if retry is not None and (not hasattr(retry, "copy") or not kind.__module__.startswith("tenacity")):
+        raise InvalidJob(f"retry is a tenacity.Retrying(stop=..., wait=..., retry=...): got {retry!r}")
+    if inspect.iscoroutinefunction(getattr(retry, "__call__", None)):  # noqa: B004  whether it is one is the question
+        raise InvalidJob(f"retry is a {kind.__qualname__}, but chunks are worked in plain functions: use Retrying(...)")
+    return retry
+
+
+def _checked_describe_item(describe_item: object) -> Any:  # noqa: ANN401  None or a callable
+    if describe_item is not None and not callable(describe_item):
+        raise InvalidJob(f"describe_item is a function of an item: got {describe_item!r}")
+    return describe_item
 
 
 def _checked_seconds(duration: Duration, name: str) -> float:

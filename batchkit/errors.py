@@ -157,6 +157,37 @@ class WaitTimeout(BatchkitError, TimeoutError):
         )
 
 
+class TooManyFailures(BatchkitError):
+    """Makes a run fail: more items failed than `max_failures` allows. The cursor stays before the last of them."""
+
+    def __init__(self, run_id: str, *, job: str, failed: int, allowed: float, last: str) -> None:
+        self.run_id = run_id
+        self.job = job
+        self.failed = failed
+        self.allowed = allowed
+        share = f"{allowed}" if isinstance(allowed, int) else f"{allowed:.3g} of the items"
+        super().__init__(
+            f"{failed} items of run {run_id} failed, which is more than max_failures={share} of job {job}; the last "
+            f"was {last}. Mend the code and resume() it, or allow more failures: @batched(..., max_failures=...)"
+        )
+
+
+class NoFailures(BatchkitError):
+    """Raised when failures are to be tried again and none is open."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        super().__init__(f"run {run_id} has no failures that are open, so there is nothing to try again")
+
+
+class FailureResolved(BatchkitError):
+    """Raised inside a slice when a failure that it tries again was done by another run; the chunk is read anew."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        super().__init__(f"run {run_id} tried a failure again that another run has done meanwhile")
+
+
 class LeaseLost(BatchkitError):
     """Raised when a worker's right to a partition has ended; everything since its last checkpoint is rolled back."""
 

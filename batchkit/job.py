@@ -6,13 +6,16 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from inspect import Signature
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from batchkit.chunk import Chunk
 from batchkit.errors import DuplicateJob, JobNotFound
 from batchkit.params import pack, unpack
 from batchkit.run import Run
 from batchkit.sources.base import Source
+
+if TYPE_CHECKING:
+    from tenacity import Retrying
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -27,6 +30,12 @@ class Options:
     lease: float
     chunk_timeout: float
     queue: str
+    #: how many items may fail before the run does: a number, or a share of the items that were tried
+    max_failures: float = 0
+    #: what else than faults of the database is tried again, and how often
+    retry: Retrying | None = None
+    #: what is shown of an item that failed
+    describe_item: Callable[[Any], object] | None = None
 
 
 @dataclass(frozen=True, slots=True)

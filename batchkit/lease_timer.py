@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -49,6 +50,10 @@ class LeaseTimer:
     def chunk_begins(self) -> None:
         """Count the chunk's time from now."""
         self._chunk_began_at = time.monotonic()
+
+    def rests(self) -> None:
+        """Count no time: no chunk is in flight until the next begins."""
+        self._chunk_began_at = math.inf
 
     def checkpointed(self) -> None:
         """Take note that a checkpoint has renewed the lease."""

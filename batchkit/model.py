@@ -62,16 +62,57 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class RunError:
-    """What made a run fail. `cursor` is the last committed one, as JSON text; the error came behind it."""
+    """What made a run, or an item, fail. `cursor` is the last committed one, as JSON text; the error came behind it."""
 
     type: str
     message: str
     traceback: str
     partition: int
     cursor: str | None
+    #: what the item looked like, where the error is that of one item
+    item: str | None = None
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.message else self.type
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """
+    An item that could not be processed, as `Run.failures` shows it.
+
+    `cursor` is the item's own, `after` that of the item before it (None: it is the first), both as JSON text. `item`
+    is what the item looked like. `attempts` counts the tries at this very item.
+    """
+
+    id: int
+    run_id: RunId
+    partition: int
+    after: str | None
+    cursor: str
+    item: str
+    error_type: str
+    message: str
+    traceback: str
+    attempts: int
+    failed_at: datetime
+    #: the run that tried it again last
+    retried_by: RunId | None = None
+    #: when that succeeded
+    resolved_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FailedItem:
+    """What is recorded of an item that failed, before it has an id."""
+
+    after: str | None
+    cursor: str
+    item: str
+    error: RunError
+    attempts: int
+    #: the recorded failure that it is, where failures are tried again
+    failure_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +129,10 @@ class RunRecord:
     result: str | None
     error: RunError | None
     waiting_reason: str | None
+    rerun_of: RunId | None
+    failures_of: RunId | None
+    retries: int
+    retry_reason: str | None
     #: whether a queue's message started it, and waits to tell of its end
     has_message: bool
     #: whether nothing is left to be told of its end; so too while it has not ended
@@ -166,6 +211,8 @@ class Lease:
     identity: str | None
     fingerprint: str | None
     total: int | None
+    #: the run whose failures are the items
+    failures_of: RunId | None
     cursor: str | None
     until: str | None
     seq: int
@@ -222,6 +269,8 @@ class NewRun:
     queue: str
     delivery: str
     rerun_of: RunId | None = None
+    #: the run whose failures are the items
+    failures_of: RunId | None = None
     #: names the message that starts the run, so that a copy of the message joins it
     start_key: str | None = None
     #: that message, as its queue writes it down

@@ -48,8 +48,8 @@ def plan(job: Definition, source: Source[Any], session: Session) -> Plan:
         ranges=() if range_ is None else (range_,),
         total=None if total is None else int(total),
         total_is_estimate=isinstance(total, Estimate),
-        identity=_identity(source),
-        fingerprint=_fingerprint(source),
+        identity=identity_of(source),
+        fingerprint=fingerprint_of(source),
         has_finish=job.finish is not None,
     )
 
@@ -68,7 +68,7 @@ def check_identity(source: Source[Any], lease: Lease) -> None:
     Raises:
         SourceChanged: the job's code gives another kind of source, or another key.
     """
-    _compare(lease, lease.identity, _identity(source), mend=_ACCEPT)
+    _compare(lease, lease.identity, identity_of(source), mend=_ACCEPT)
 
 
 def check_fingerprint(source: Source[Any], lease: Lease) -> None:
@@ -78,7 +78,23 @@ def check_fingerprint(source: Source[Any], lease: Lease) -> None:
     Raises:
         SourceChanged: a file was changed, a sequence has another length.
     """
-    _compare(lease, lease.fingerprint, _fingerprint(source), mend=_RESTORE)
+    _compare(lease, lease.fingerprint, fingerprint_of(source), mend=_RESTORE)
+
+
+def check_same(
+    lease: Lease,
+    *,
+    identity: tuple[str | None, str | None] = (None, None),
+    fingerprint: tuple[str | None, str | None] = (None, None),
+) -> None:
+    """
+    Refuse to go on where what was recorded and what there is now, in this order, are not the same.
+
+    Raises:
+        SourceChanged: they are not.
+    """
+    _compare(lease, *identity, mend=_ACCEPT)
+    _compare(lease, *fingerprint, mend=_RESTORE)
 
 
 class Cursors:
@@ -107,13 +123,15 @@ class Cursors:
         return stored if self._code is None else self._code.decode(stored)
 
 
-def _identity(source: Source[Any]) -> str:
+def identity_of(source: Source[Any]) -> str:
+    """Write down what gives the cursors of *source* their meaning, as JSON text."""
     kind = f"{type(source).__module__}.{type(source).__qualname__}"
     described = source.identity() if isinstance(source, Identified) else {"kind": kind}
     return dumps(described, where="the identity of the source")
 
 
-def _fingerprint(source: Source[Any]) -> str | None:
+def fingerprint_of(source: Source[Any]) -> str | None:
+    """Write down what the content of *source* is, as JSON text; None where it may change."""
     if not isinstance(source, Fingerprinted):
         return None
     return dumps(source.fingerprint(), where="the fingerprint of the source")

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from batchkit.durations import Duration, seconds
 from batchkit.errors import WaitTimeout
-from batchkit.model import Partition, Progress, RunError, RunId, RunRecord, Transition
+from batchkit.model import Failure, Partition, Progress, RunError, RunId, RunRecord, Transition
 from batchkit.states import FINAL, Request, RunState
 from batchkit.values import loads
 
@@ -37,6 +37,14 @@ class Control(Protocol):
 
     def rerun(self, run_id: RunId) -> Run:
         """Start a new run of the same job with the same params."""
+        ...
+
+    def retry_failures(self, run_id: RunId) -> Run:
+        """Start a run whose items are the failures of another."""
+        ...
+
+    def failures(self, run_id: RunId, *, after: int, limit: int) -> Sequence[Failure]:
+        """Read failures of a run."""
         ...
 
     def partitions(self, run_id: RunId) -> Sequence[Partition]:
@@ -109,6 +117,26 @@ class Run:
     def error(self) -> RunError | None:
         """What made it fail."""
         return self._record.error
+
+    @property
+    def retries(self) -> int:
+        """How often a chunk was tried again, whole."""
+        return self._record.retries
+
+    @property
+    def retry_reason(self) -> str | None:
+        """Why the last of those attempts failed."""
+        return self._record.retry_reason
+
+    @property
+    def rerun_of(self) -> RunId | None:
+        """The run that this one was started from, by `rerun` or `retry_failures`."""
+        return self._record.rerun_of
+
+    @property
+    def failures_of(self) -> RunId | None:
+        """The run whose failures are the items of this one."""
+        return self._record.failures_of
 
     @property
     def delivery(self) -> str:
@@ -193,6 +221,25 @@ class Run:
     def rerun(self) -> Run:
         """Start a new run of the same job with the same params, from the beginning."""
         return self._control.rerun(self.id)
+
+    def failures(self, *, after: int = 0, limit: int = 1000) -> Sequence[Failure]:
+        """
+        Read the items that failed in it, oldest first: at most *limit*, those whose `id` is higher than *after*.
+
+        Those that were done since by `retry_failures` are there too, with their `resolved_at`.
+        """
+        return self._control.failures(self.id, after=after, limit=limit)
+
+    def retry_failures(self) -> Run:
+        """
+        Start a new run of the items that failed and are not done since, and of no others.
+
+        It is linked to this one by `failures_of`, resolves what it does, and leaves here what fails again.
+
+        Raises:
+            NoFailures: there are none.
+        """
+        return self._control.retry_failures(self.id)
 
     def partitions(self) -> Sequence[Partition]:
         """Read its partitions: the ranges of items, each with its cursor, counters and worker."""

@@ -8,18 +8,30 @@ import logging
 import random
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from batchkit.chunk import Chunk, Finish
 from batchkit.cutting import ChunkCut, Cutter
 from batchkit.describing import describe, safe_text
-from batchkit.errors import BatchkitError, DatabaseUnavailable, InvalidParams, LeaseLost, SourceChanged
+from batchkit.errors import (
+    BatchkitError,
+    ChunkTorn,
+    DatabaseUnavailable,
+    FailureResolved,
+    InvalidParams,
+    LeaseLost,
+    SourceChanged,
+    TooManyFailures,
+    WriteInsideChunk,
+)
+from batchkit.isolation import ChunkFailed, Isolation, Read
 from batchkit.job import Definition
 from batchkit.lease_timer import LeaseTimer
-from batchkit.model import Checkpoint, Lease, Position, Standing
+from batchkit.model import Checkpoint, FailedItem, Lease, Position, Standing
 from batchkit.planning import (
     Cursors,
     bounded,
@@ -28,6 +40,8 @@ from batchkit.planning import (
     make_source,
     plan,
 )
+from batchkit.replaying import FailedItems
+from batchkit.retrying import StoppedWaiting, retry_by
 from batchkit.sources.base import Source
 from batchkit.states import PartitionKind
 from batchkit.stopping import Deadline, Stopping
@@ -142,6 +156,9 @@ class _Slice:
         self._is_empty = False
         self._idle = lease.seconds
         self._cpu_at_checkpoint = time.process_time()
+        self._isolation = Isolation(job, around.store)
+        #: what the item looked like that made the run fail
+        self._failing_item: str | None = None
 
     def work(self) -> Outcome:
         try:
@@ -159,7 +176,7 @@ class _Slice:
 
     def _work(self) -> Outcome:
         if self._lease.kind is PartitionKind.FINISH:
-            return self._with_faults(lambda _: self._finish())
+            return self._with_faults(self._finish)
         source, params = self._prepare()
         return self._work_chunks(_Reading(source, Cursors(source), params))
 
@@ -190,14 +207,24 @@ class _Slice:
         except InvalidParams as error:
             raise _Declined(error) from error
         source = make_source(self._job, params)
+        if self._lease.failures_of is not None:
+            source = self._failed_items(source)
         if not self._lease.is_planned:
-            self._with_faults(lambda _: self._plan(source))
+            self._with_faults(lambda: self._plan(source))
         try:
             check_identity(source, self._lease)
         except SourceChanged as error:
             raise _Declined(error) from error
         check_fingerprint(source, self._lease)
         return bounded(source, self._lease), params
+
+    def _failed_items(self, source: Source[Any]) -> Source[Any]:
+        failed = FailedItems(source, self._around.store, self._lease)
+        try:
+            failed.check()
+        except SourceChanged as error:
+            raise _Declined(error) from error
+        return failed
 
     def _plan(self, source: Source[Any]) -> None:
         transaction = self._open()
@@ -214,7 +241,12 @@ class _Slice:
                 return self._interrupt(str(self._around.stop.reason))
             if self._timer.is_lost:
                 raise self._lease_lost()
-            standing = self._with_faults(lambda attempt: self._chunk(reading, attempt))
+            try:
+                standing = self._with_retries(lambda: self._chunk(reading))
+            except ChunkFailed as failed:
+                if not self._isolation.is_found(failed) or failed.item is None:
+                    continue
+                standing = self._with_faults(partial(self._pass, failed.item, failed.error))
             if standing is None:
                 break
             if not standing.goes_on:
@@ -224,30 +256,84 @@ class _Slice:
         self._around.store.leases.release(self._lease, is_exhausted=True, reason="every item is done")
         return self._outcome(Ending.EXHAUSTED)
 
-    def _chunk(self, reading: _Reading, attempt: int) -> Standing | None:
+    def _chunk(self, reading: _Reading) -> Standing | None:
+        """Work the next chunk; None where there is none."""
         self._timer.chunk_begins()
         self._cutter.chunk_begins()
+        self._isolation.begin()
         began = time.perf_counter()
         transaction = self._open()
         try:
-            after = reading.cursors.read(self._lease.cursor)
-            pairs = list(reading.source.read(after, self._job.options.chunk_size, transaction.session))
-            if not pairs:
+            read = self._read(reading, transaction)
+            if not read.pairs:
                 self._cutter.chunk_ends()
                 transaction.rollback()
                 return None
-            chunk = self._make_chunk([item for item, _ in pairs], transaction, attempt)
-            self._job.function(chunk, **reading.params)
-            transaction.flush()
+            # Before the work: a cursor that cannot be stored is no fault of an item.
+            cursor = read.last
+            chunk = self._make_chunk(read.items, transaction)
+            with self._blaming_items(read):
+                self._job.function(chunk, **reading.params)
+                transaction.flush()
             self._cutter.chunk_ends()
-            cursor = reading.cursors.write(pairs[-1][1])
+            done = len(chunk) - len(chunk.failed)
+            self._isolation.record(transaction, self._lease, self._isolation.failed_in(chunk, read), done=done)
+            self._isolation.resolve(transaction, chunk, read)
             checkpoint = self._checkpoint(cursor, chunk, seconds=time.perf_counter() - began)
             moved, standing = transaction.checkpoint(self._around.store.leases, self._lease, checkpoint)
-            transaction.commit()
+            with self._blaming_items(read):
+                transaction.commit()
         except BaseException as error:
             self._undo(transaction, error)
             raise
         self._moved_on(moved)
+        return standing
+
+    def _read(self, reading: _Reading, transaction: ChunkTransaction) -> Read:
+        after = reading.cursors.read(self._lease.cursor)
+        pairs = list(reading.source.read(after, self._isolation.limit, transaction.session))
+        return Read(pairs, reading.cursors, self._lease)
+
+    @contextmanager
+    def _blaming_items(self, read: Read) -> Iterator[None]:
+        """Say of an error that the items of the chunk may be at fault, one of them or all together."""
+        try:
+            yield
+        except (LeaseLost, ChunkTorn, WriteInsideChunk):
+            raise
+        except Exception as error:
+            is_database_gone = self._fault(error) in {Fault.LOST, Fault.READ_ONLY} or self._is_ours(error)
+            if is_database_gone or self._around.stop.is_interruption(error):
+                raise
+            raise self._isolation.failed(error, read) from error
+
+    def _pass(self, failed: FailedItem, error: Exception) -> Standing:
+        """
+        Move past the one item that fails, and record it in the same transaction.
+
+        Raises:
+            TooManyFailures: the job does not allow so many; where it allows none, what the item has raised.
+        """
+        self._timer.chunk_begins()
+        transaction = self._open()
+        try:
+            self._isolation.record(transaction, self._lease, [failed], done=0)
+            checkpoint = Checkpoint(
+                cursor=failed.cursor, done=0, failed=1, carry=self._lease.carry, chunk_size=1, rate=self._rate
+            )
+            moved, standing = transaction.checkpoint(self._around.store.leases, self._lease, checkpoint)
+            transaction.commit()
+        except TooManyFailures as too_many:
+            transaction.rollback()
+            self._failing_item = failed.item
+            if self._job.options.max_failures:
+                raise too_many from error
+            raise error from None
+        except BaseException as raised:
+            self._undo(transaction, raised)
+            raise
+        self._moved_on(moved)
+        self._isolation.passed()
         return standing
 
     def _undo(self, transaction: ChunkTransaction, error: BaseException) -> None:
@@ -263,14 +349,14 @@ class _Slice:
         with suppress(Exception):
             transaction.rollback()
 
-    def _make_chunk(self, items: list[Any], transaction: ChunkTransaction, attempt: int) -> Chunk[Any]:
+    def _make_chunk(self, items: list[Any], transaction: ChunkTransaction) -> Chunk[Any]:
         return Chunk(
             items,
             transaction=transaction,
             run_id=self._lease.run_id,
             partition=self._lease.number,
             number=self._lease.seq + 1,
-            attempt=attempt,
+            attempt=self._isolation.tries,
             carry=_read_carry(self._lease.carry),
             stopping=self._should_stop,
         )
@@ -280,14 +366,15 @@ class _Slice:
         self._rate = rate if not self._rate else self._rate + _RATE_WEIGHT * (rate - self._rate)
         return Checkpoint(
             cursor=cursor,
-            done=len(chunk),
-            failed=0,
+            done=len(chunk) - len(chunk.failed),
+            failed=len(chunk.failed),
             carry=dumps(chunk.carry, where="chunk.carry") if chunk.carry else "{}",
             chunk_size=len(chunk),
             rate=self._rate,
         )
 
     def _moved_on(self, lease: Lease) -> None:
+        self._isolation.moved_on(lease.done + lease.failed - self._lease.done - self._lease.failed)
         self._items += lease.done - self._lease.done
         self._chunks += 1
         self._lease = lease
@@ -339,35 +426,65 @@ class _Slice:
 
     # Faults of the database
 
-    def _with_faults(self, step: Callable[[int], R]) -> R:
-        """
-        Do *step* again after a fault that may pass; after a lost connection, find out first what was committed.
-
-        *step* is told the number of the attempt.
-        """
+    def _with_faults(self, step: Callable[[], R]) -> R:
+        """Do *step* again after a fault that may pass; after a lost connection, find out first what was committed."""
         for attempt in range(1, _TRIES + 1):
             try:
-                return step(attempt)
+                return step()
             except LeaseLost:
                 self._adopt_position()
-            except Exception as error:
-                fault = self._fault(error)
+            except Exception as raised:
+                error = raised.error if isinstance(raised, ChunkFailed) else raised
+                fault = Fault.TRANSIENT if isinstance(error, FailureResolved) else self._fault(error)
                 if fault not in (Fault.LOST, Fault.TRANSIENT) or attempt == _TRIES:
                     raise
-                _logger.warning(
-                    "a fault of the database; trying again",
-                    extra={"run_id": self._lease.run_id, "fault": fault.value, "attempt": attempt},
-                    exc_info=True,
-                )
+                self._note_retry(error, attempt)
                 if fault is Fault.LOST:
                     self._held.discard()
                     # Idle too long inside the transaction ends the connection as well; each time it may take longer.
                     self._idle = min(self._idle * 2, self._job.options.chunk_timeout)
                     self._adopt_position()
-                self._around.stop.wait(random.uniform(0.5, 1.0) * _FIRST_BACKOFF_SECONDS * 2**attempt)  # noqa: S311
-                if self._around.stop.requested:
+                if self._rest(random.uniform(0.5, 1.0) * _FIRST_BACKOFF_SECONDS * 2**attempt):  # noqa: S311
                     raise _Stopped from error
         raise self._lease_lost()
+
+    def _with_retries(self, step: Callable[[], R]) -> R:
+        """Do *step* again as the job's own policy says, too; not while an item that fails is being looked for."""
+        policy = self._job.options.retry
+        if policy is None or self._isolation.is_halving:
+            return self._with_faults(step)
+        failed: ChunkFailed | None = None
+
+        def attempt() -> R:
+            nonlocal failed
+            try:
+                return self._with_faults(step)
+            except ChunkFailed as error:
+                failed = error
+                raise error.error from None
+
+        def is_judged(error: BaseException) -> bool:
+            return failed is not None and error is failed.error
+
+        try:
+            return retry_by(policy, attempt, is_judged=is_judged, wait=self._rest, on_retry=self._note_retry)
+        except StoppedWaiting as error:
+            raise _Stopped from error
+        except Exception as error:
+            if failed is not None and error is failed.error:
+                raise failed from error
+            raise
+
+    def _note_retry(self, error: BaseException, attempt: int) -> None:
+        extra = {"run_id": self._lease.run_id, "attempt": attempt}
+        _logger.warning("a chunk is tried again", extra=extra, exc_info=error)
+        reason = f"attempt {attempt} behind the cursor {self._lease.cursor}: {type(error).__name__}: {safe_text(error)}"
+        self._quietly(lambda: self._around.store.runs.count_retry(self._lease.run_id, reason))
+
+    def _rest(self, seconds: float) -> bool:
+        """Wait before trying again; True when the slice should stop."""
+        self._timer.rests()
+        return self._around.stop.wait(seconds) or self._around.stop.requested
 
     def _fault(self, error: Exception) -> Fault | None:
         """Say what *error* means for our own connection: the function may have lost one of its own, elsewhere."""
@@ -439,7 +556,7 @@ class _Slice:
         return self._outcome(Ending.DECLINED, declined.error)
 
     def _fail(self, error: Exception) -> Outcome:
-        described = describe(error, partition=self._lease.number, cursor=self._lease.cursor)
+        described = describe(error, partition=self._lease.number, cursor=self._lease.cursor, item=self._failing_item)
         self._around.store.leases.fail(self._lease, described, worker=self._around.worker)
         _logger.error("a run failed", extra={"run_id": self._lease.run_id, "job": self._job.name}, exc_info=error)
         return self._outcome(Ending.FAILED, error)

@@ -58,6 +58,10 @@ def run_facts(run: Run) -> Facts:
         "result": _readable(lambda: run.result),
         "error": None if run.error is None else _error_facts(run.error),
         "waiting_reason": run.waiting_reason,
+        "retries": run.retries,
+        "retry_reason": run.retry_reason,
+        "rerun_of": run.rerun_of,
+        "failures_of": run.failures_of,
         "created_at": plain(run.created_at),
         "started_at": plain(run.started_at),
         "finished_at": plain(run.finished_at),
@@ -165,7 +169,9 @@ def show_run(run: Run, partitions: Sequence[Partition], history: Sequence[Transi
         "state": state_text(run),
         "waits because": run.waiting_reason,
         "done": count(progress) + ("" if progress.percent is None else f" ({progress.percent:.1f} %)"),
-        "failed items": progress.failed or None,
+        "failed items": progress.failed and f"{progress.failed:,} (batchkit failures {run.id})" or None,
+        "tried again": run.retries and f"{run.retries} times, last {run.retry_reason}" or None,
+        "failures of": run.failures_of,
         "rate": progress.rate and speed(progress.rate),
         "ETA": None if progress.eta is None or run.has_ended else clock(progress.eta.total_seconds()),
         "took": took(progress.elapsed.total_seconds()),
@@ -178,6 +184,7 @@ def show_run(run: Run, partitions: Sequence[Partition], history: Sequence[Transi
         "finished": run.finished_at and local(run.finished_at),
         "result": run_facts(run)["result"],
         "error": run.error,
+        "at the item": None if run.error is None else run.error.item,
     }
     show_table([], [[name, str(value)] for name, value in facts.items() if value is not None])
     show_table(
@@ -260,6 +267,7 @@ def _error_facts(error: RunError) -> Facts:
         "traceback": error.traceback,
         "partition": error.partition,
         "cursor": error.cursor,
+        "item": error.item,
     }
 
 

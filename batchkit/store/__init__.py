@@ -7,6 +7,7 @@ from sqlalchemy import URL, Engine
 from batchkit.store.clock import Clock
 from batchkit.store.database import Database, HeldConnection
 from batchkit.store.dialects import Server
+from batchkit.store.failures import Failures
 from batchkit.store.health import Backlog, ClockOffset, Health
 from batchkit.store.leases import Leases
 from batchkit.store.runs import Runs
@@ -20,6 +21,7 @@ __all__ = [
     "Clock",
     "ClockOffset",
     "Database",
+    "Failures",
     "Health",
     "HeldConnection",
     "Leases",
@@ -40,6 +42,7 @@ class Store:
         self.schema = Schema(self.database)
         self.runs = Runs(self.database)
         self.leases = Leases(self.database, self.runs)
+        self.failures = Failures(self.database)
         self.health = Health(self.database)
 
     def close(self) -> None:

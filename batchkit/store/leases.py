@@ -285,6 +285,7 @@ def _lease(run: RowMapping, row: RowMapping) -> Lease:
         identity=run["identity"],
         fingerprint=run["fingerprint"],
         total=run["total"],
+        failures_of=run["failures_of"],
         cursor=row["cursor"],
         until=row["until"],
         seq=row["seq"],

@@ -48,7 +48,7 @@ class Runs:
                     new.id, 0, Range(), kind=PartitionKind.ITEMS, state=PartitionState.OPEN
                 )
             )
-            reason = "started" if new.rerun_of is None else f"started as a rerun of {new.rerun_of}"
+            reason = _reason_to_start(new)
             tx.execute(self._statements.insert_transition(new.id, None, RunState.QUEUED, reason=reason, worker=None))
 
     def join(self, new: NewRun) -> RunId:
@@ -226,6 +226,11 @@ class Runs:
         with self._database.transaction() as tx:
             tx.execute(self._statements.explain_waiting(run_id, reason))
 
+    def count_retry(self, run_id: RunId, reason: str) -> None:
+        """Write down that a chunk is tried again, and why."""
+        with self._database.transaction() as tx:
+            tx.execute(self._statements.count_retry(run_id, reason))
+
     def held_by(self, worker: str) -> list[RunId]:
         """Find the runs that a worker holds leases on."""
         with self._database.reading() as tx:
@@ -315,6 +320,19 @@ class Runs:
             raise RunNotFound(run_id)
         return _record(row)
 
+    def meaning(self, run_id: RunId) -> tuple[str | None, str | None]:
+        """
+        Read the identity and the fingerprint of the source that a run was planned with.
+
+        Raises:
+            RunNotFound: there is none with this id.
+        """
+        with self._database.reading() as tx:
+            run = tx.execute(self._statements.read_run(run_id)).mappings().one_or_none()
+        if run is None:
+            raise RunNotFound(run_id)
+        return run["identity"], run["fingerprint"]
+
     def newest(
         self, *, job: str | None = None, states: Collection[RunState] | None = None, limit: int
     ) -> list[RunRecord]:
@@ -384,6 +402,12 @@ class Runs:
         return {"finished_at": self._database.clock.now(), "announce_at": self._statements.announcement_due()}
 
 
+def _reason_to_start(new: NewRun) -> str:
+    if new.failures_of is not None:
+        return f"started to try the failures of {new.failures_of} again"
+    return "started" if new.rerun_of is None else f"started as a rerun of {new.rerun_of}"
+
+
 def _patience(wake_up: WakeUp) -> float:
     waited = (wake_up.asked_at - wake_up.due_at).total_seconds()
     return min(max(waited, PATIENCE_SECONDS), _LONGEST_PATIENCE_SECONDS)
@@ -417,6 +441,10 @@ def _record(row: RowMapping) -> RunRecord:
         result=row["result"],
         error=None if row["error"] is None else RunError(**json.loads(row["error"])),
         waiting_reason=row["waiting_reason"],
+        rerun_of=row["rerun_of"],
+        failures_of=row["failures_of"],
+        retries=row["retries"],
+        retry_reason=row["retry_reason"],
         has_message=row["message"] is not None,
         is_announced=row["announce_at"] is None,
         created_at=row["created_at"],

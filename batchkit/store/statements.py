@@ -27,7 +27,7 @@ from sqlalchemy.sql.base import Executable
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import Select
 
-from batchkit.model import Lease, NewRun, Plan, Range, RunId, WakeUp
+from batchkit.model import FailedItem, Lease, NewRun, Plan, Range, RunId, WakeUp
 from batchkit.states import WORKABLE, PartitionKind, PartitionState, Request, RunState
 from batchkit.store.clock import Clock, Later, UtcTime
 from batchkit.store.tables import Tables
@@ -45,6 +45,7 @@ class Statements:
         self.run = tables.run
         self.partition = tables.partition
         self.transition = tables.transition
+        self.failure = tables.failure
         self.clock = clock
 
     # Starting and planning
@@ -62,6 +63,8 @@ class Statements:
             total_is_estimate=False,
             interruptions=0,
             rerun_of=new.rerun_of,
+            failures_of=new.failures_of,
+            retries=0,
             start_key=new.start_key,
             message=new.message,
             created_at=self.clock.now(),
@@ -372,6 +375,12 @@ class Statements:
         """Write down why a worker left the run to others."""
         return update(self.run).where(self.run.c.id == run_id).values(waiting_reason=reason)
 
+    def count_retry(self, run_id: RunId, reason: str) -> Executable:
+        """Count a chunk that is tried again."""
+        return (
+            update(self.run).where(self.run.c.id == run_id).values(retries=self.run.c.retries + 1, retry_reason=reason)
+        )
+
     def unattended(self, limit: int, run_id: RunId | None = None) -> Select[Any]:
         """Find runs, or the one asked for, that are running though nobody holds a lease on them."""
         run, partition = self.run.c, self.partition.c
@@ -456,6 +465,80 @@ class Statements:
                 or_(run.finished_at.is_(None), run.finished_at > self._ago(within)),
             )
             .group_by(run.job)
+        )
+
+    # Failures
+
+    def insert_failure(self, lease: Lease, failed: FailedItem) -> Executable:
+        """Record an item that failed."""
+        return insert(self.failure).values(
+            run_id=lease.run_id,
+            partition=lease.number,
+            after=failed.after,
+            cursor=failed.cursor,
+            item=failed.item,
+            error_type=failed.error.type,
+            message=failed.error.message,
+            traceback=failed.error.traceback,
+            attempts=failed.attempts,
+            failed_at=self.clock.now(),
+        )
+
+    def fail_again(self, run_id: RunId, failed: FailedItem) -> Executable:
+        """Record that a failure failed again when the run *run_id* tried it; nothing where it is resolved."""
+        failure = self.failure.c
+        return (
+            update(self.failure)
+            .where(failure.id == failed.failure_id, failure.resolved_at.is_(None))
+            .values(
+                error_type=failed.error.type,
+                message=failed.error.message,
+                traceback=failed.error.traceback,
+                attempts=failure.attempts + failed.attempts,
+                failed_at=self.clock.now(),
+                retried_by=run_id,
+            )
+        )
+
+    def resolve(self, run_id: RunId, failures: Collection[int]) -> Executable:
+        """Mark failures as done by the run *run_id*, those that nobody has done before."""
+        failure = self.failure.c
+        return (
+            update(self.failure)
+            .where(failure.id.in_(failures), failure.resolved_at.is_(None))
+            .values(retried_by=run_id, resolved_at=self.clock.now())
+        )
+
+    def open_failures(self, run_id: RunId) -> Select[Any]:
+        """Read the failures of a run that are not resolved, oldest first."""
+        failure = self.failure
+        return select(failure).where(failure.c.run_id == run_id, failure.c.resolved_at.is_(None)).order_by(failure.c.id)
+
+    def last_open_failure(self, run_id: RunId) -> Select[Any]:
+        """Read the number of the newest failure of a run that is not resolved."""
+        failure = self.failure.c
+        return select(func.max(failure.id)).where(failure.run_id == run_id, failure.resolved_at.is_(None))
+
+    def count_open_failures(self, run_id: RunId) -> Select[Any]:
+        """Count the failures of a run that are not resolved."""
+        failure = self.failure.c
+        return select(func.count()).where(failure.run_id == run_id, failure.resolved_at.is_(None))
+
+    def failures(self, run_id: RunId, *, after: int, limit: int) -> Select[Any]:
+        """Read the failures of a run, and those that it tried again for another, oldest first."""
+        failure = self.failure
+        return (
+            select(failure)
+            .where(or_(failure.c.run_id == run_id, failure.c.retried_by == run_id), failure.c.id > after)
+            .order_by(failure.c.id)
+            .limit(limit)
+        )
+
+    def item_tally(self, run_id: RunId) -> Select[Any]:
+        """Count a run's items that were done, and those that failed."""
+        partition = self.partition.c
+        return select(func.coalesce(func.sum(partition.done), 0), func.coalesce(func.sum(partition.failed), 0)).where(
+            partition.run_id == run_id
         )
 
     # Announcing

@@ -42,6 +42,7 @@ class Tables:
     run: Table
     partition: Table
     transition: Table
+    failure: Table
 
 
 def _words(kind: type[RunState | Request | PartitionState | PartitionKind]) -> Enum:
@@ -85,6 +86,11 @@ def tables(schema: str | None = None) -> Tables:
         Column("error", Text),
         Column("interruptions", Integer, nullable=False),
         Column("rerun_of", _ID),
+        # The run whose failures this one tries again: they are its items.
+        Column("failures_of", _ID),
+        # How often a chunk was tried again, and why the last time.
+        Column("retries", Integer, nullable=False, server_default="0"),
+        Column("retry_reason", Text),
         # Names the message that started the run: a copy of that message joins it.
         Column("start_key", _NAME),
         # That message, as its queue wrote it down, so that it can be sent again.
@@ -145,4 +151,25 @@ def tables(schema: str | None = None) -> Tables:
         Column("worker", _NAME),
         Index("ix_batchkit_transition_run", "run_id", "id"),
     )
-    return Tables(metadata=metadata, run=run, partition=partition, transition=transition)
+    failure = Table(
+        "batchkit_failure",
+        metadata,
+        Column("id", _SERIAL, primary_key=True, autoincrement=True),
+        Column("run_id", _ID, ForeignKey(run.c.id, ondelete="CASCADE"), nullable=False),
+        Column("partition", Integer, nullable=False),
+        # The item is the one behind `after`, and `cursor` is its own.
+        Column("after", Text),
+        Column("cursor", Text, nullable=False),
+        Column("item", Text, nullable=False),
+        Column("error_type", _NAME, nullable=False),
+        Column("message", Text, nullable=False),
+        Column("traceback", Text, nullable=False),
+        Column("attempts", Integer, nullable=False),
+        Column("failed_at", UtcTime, nullable=False),
+        # The run that tried it again last, and when that succeeded.
+        Column("retried_by", _ID),
+        Column("resolved_at", UtcTime),
+        Index("ix_batchkit_failure_run", "run_id", "id"),
+        Index("ix_batchkit_failure_retried_by", "retried_by", "id"),
+    )
+    return Tables(metadata=metadata, run=run, partition=partition, transition=transition, failure=failure)

@@ -149,11 +149,12 @@ def test_an_error_fails_the_run_with_its_traceback_and_resume_goes_on_behind_the
             raise ValueError("item 33 is bad")
 
     run = job(span(100), work, chunk_size=10).start()
-    assert (RunState.FAILED, 30) == (run.state, run.progress.done)
+    assert (RunState.FAILED, 33) == (run.state, run.progress.done)
     assert run.error is not None
-    assert ("ValueError", "item 33 is bad", "29") == (run.error.type, run.error.message, run.error.cursor)
+    assert ("ValueError", "item 33 is bad") == (run.error.type, run.error.message)
+    assert ("32", "33") == (run.error.cursor, run.error.item)
     assert "in work" in run.error.traceback
-    assert list(range(30)) == done.items()
+    assert list(range(33)) == done.items()
 
     bad.clear()
     run.resume()
@@ -208,7 +209,8 @@ def test_a_commit_of_the_session_commits_nothing_by_itself(kit: BatchKit, done: 
             raise ValueError
 
     run = job(span(1, 21), work, chunk_size=10).start()
-    assert [0, 20] == counts
+    # The chunk of ten, then half of it and so on down to the first item, which fails as well.
+    assert [0, 20, 20, 20, 20] == counts
     assert 10 == run.progress.done
     assert 20 == done.count()
 

@@ -1,0 +1,148 @@
+"""Items that fail: finding them, recording them, and how many a run may have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from batchkit.chunk import Chunk
+from batchkit.describing import describe, describe_item
+from batchkit.errors import TooManyFailures
+from batchkit.job import Definition
+from batchkit.model import FailedItem, Lease
+from batchkit.narrowing import Narrowing
+from batchkit.planning import Cursors
+from batchkit.store import ChunkTransaction, Store
+
+#: How many items are tried before a share of failures is judged.
+_LEAST_FOR_A_SHARE = 100
+
+
+class ChunkFailed(Exception):
+    """The function, or the database that it wrote to, has refused a chunk of so many *items*; alone, the *item*."""
+
+    def __init__(self, error: Exception, items: int, item: FailedItem | None = None) -> None:
+        self.error = error
+        self.items = items
+        self.item = item
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What was read for a chunk: pairs of an item and its cursor, behind the lease's cursor."""
+
+    pairs: Sequence[tuple[Any, Any]]
+    cursors: Cursors
+    lease: Lease
+
+    @property
+    def items(self) -> list[Any]:
+        """Give the items alone."""
+        return [item for item, _ in self.pairs]
+
+    @property
+    def last(self) -> str:
+        """The cursor of the last item, as JSON text."""
+        return self.cursors.write(self.pairs[-1][1])
+
+    def cursor_before(self, index: int) -> str | None:
+        """Give the cursor behind which the item at *index* is the first, as JSON text."""
+        return self.cursors.write(self.pairs[index - 1][1]) if index else self.lease.cursor
+
+
+class Isolation:
+    """Keeps, for one slice, the search for items that fail."""
+
+    def __init__(self, job: Definition, store: Store) -> None:
+        self._job = job
+        self._failures = store.failures
+        self._narrowing = Narrowing(job.options.chunk_size)
+        self._item_tries = 0
+        #: tries since the last commit, the present one included
+        self.tries = 0
+
+    @property
+    def limit(self) -> int:
+        """How many items the next chunk takes at most."""
+        return self._narrowing.limit
+
+    @property
+    def is_halving(self) -> bool:
+        """Whether the next chunk is tried to find an item that fails, and is not that item alone."""
+        return self._narrowing.is_searching and self._narrowing.limit > 1
+
+    def begin(self) -> None:
+        """Take note that a chunk is tried."""
+        self.tries += 1
+
+    def moved_on(self, items: int) -> None:
+        """Take note that so many items were committed."""
+        self._narrowing.committed(items)
+        self.tries = self._item_tries = 0
+
+    def is_found(self, failed: ChunkFailed) -> bool:
+        """Take note that a chunk failed, and tell whether that is the one item that fails."""
+        return self._narrowing.failed(failed.items)
+
+    def passed(self) -> None:
+        """Take note that the item that fails was recorded and is behind."""
+        self._narrowing.passed()
+
+    def failed(self, error: Exception, read: Read) -> ChunkFailed:
+        """Say that *error* is the fault of the items that were read, one of them or all together."""
+        if len(read.pairs) > 1:
+            return ChunkFailed(error, len(read.pairs))
+        self._item_tries += 1
+        return ChunkFailed(error, 1, self._failed_item(error, 0, read))
+
+    def failed_in(self, chunk: Chunk[Any], read: Read) -> list[FailedItem]:
+        """Give the items that the function itself has given up."""
+        return [self._failed_item(error, index, read) for index, error in chunk.failed.items()]
+
+    def record(self, transaction: ChunkTransaction, lease: Lease, failed: Sequence[FailedItem], *, done: int) -> None:
+        """
+        Record items that failed, beside *done* others that did not, in the transaction that moves past them.
+
+        Raises:
+            TooManyFailures: the job does not allow so many.
+            FailureResolved: another run has done one of them meanwhile.
+        """
+        if not failed:
+            return
+        tx = transaction.store_connection()
+        done_before, failed_before = self._failures.tally(tx, lease.run_id)
+        count, allowed = failed_before + len(failed), self._job.options.max_failures
+        if _is_too_many(count, of=done_before + done + count, allowed=allowed):
+            last = f"{failed[-1].item}: {failed[-1].error}"
+            raise TooManyFailures(lease.run_id, job=self._job.name, failed=count, allowed=allowed, last=last)
+        self._failures.record(tx, lease, failed)
+
+    def resolve(self, transaction: ChunkTransaction, chunk: Chunk[Any], read: Read) -> None:
+        """
+        Mark the failures that a chunk has done as such, where failures are what the run works.
+
+        Raises:
+            FailureResolved: another run has done one of them meanwhile.
+        """
+        if read.lease.failures_of is not None:
+            resolved = [number for index, (_, number) in enumerate(read.pairs) if index not in chunk.failed]
+            self._failures.resolve(transaction.store_connection(), read.lease, resolved)
+
+    def _failed_item(self, error: BaseException, index: int, read: Read) -> FailedItem:
+        item, cursor = read.pairs[index]
+        text = describe_item(item, self._job.options.describe_item)
+        return FailedItem(
+            after=read.cursor_before(index),
+            cursor=read.cursors.write(cursor),
+            item=text,
+            error=describe(error, partition=read.lease.number, cursor=read.lease.cursor, item=text),
+            attempts=self._item_tries or self.tries,
+            failure_id=None if read.lease.failures_of is None else cursor,
+        )
+
+
+def _is_too_many(failed: int, *, of: int, allowed: float) -> bool:
+    if isinstance(allowed, int):
+        return failed > allowed
+    return of >= _LEAST_FOR_A_SHARE and failed > allowed * of

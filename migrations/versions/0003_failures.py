@@ -1,0 +1,52 @@
+"""Items that failed, runs that try them again, and how often chunks were tried again."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import context, op
+
+from batchkit.store.clock import UtcTime
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Add the table and the columns."""
+    schema = context.config.attributes["schema"]
+    for column in (
+        sa.Column("failures_of", sa.String(26)),
+        sa.Column("retries", sa.Integer, nullable=False, server_default="0"),
+        sa.Column("retry_reason", sa.Text),
+    ):
+        op.add_column("batchkit_run", column, schema=schema)
+    run_id = f"{schema}.batchkit_run.id" if schema else "batchkit_run.id"
+    op.create_table(
+        "batchkit_failure",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True, autoincrement=True),
+        sa.Column("run_id", sa.String(26), sa.ForeignKey(run_id, ondelete="CASCADE"), nullable=False),
+        sa.Column("partition", sa.Integer, nullable=False),
+        sa.Column("after", sa.Text),
+        sa.Column("cursor", sa.Text, nullable=False),
+        sa.Column("item", sa.Text, nullable=False),
+        sa.Column("error_type", sa.String(255), nullable=False),
+        sa.Column("message", sa.Text, nullable=False),
+        sa.Column("traceback", sa.Text, nullable=False),
+        sa.Column("attempts", sa.Integer, nullable=False),
+        sa.Column("failed_at", UtcTime, nullable=False),
+        sa.Column("retried_by", sa.String(26)),
+        sa.Column("resolved_at", UtcTime),
+        schema=schema,
+    )
+    op.create_index("ix_batchkit_failure_run", "batchkit_failure", ["run_id", "id"], schema=schema)
+    op.create_index("ix_batchkit_failure_retried_by", "batchkit_failure", ["retried_by", "id"], schema=schema)
+
+
+def downgrade() -> None:
+    """Drop them: what failed is forgotten, the counters stay."""
+    schema = context.config.attributes["schema"]
+    op.drop_table("batchkit_failure", schema=schema)
+    for name in ("retry_reason", "retries", "failures_of"):
+        op.drop_column("batchkit_run", name, schema=schema)
