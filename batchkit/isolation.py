@@ -24,6 +24,8 @@ class ChunkFailed(Exception):
 
     def __init__(self, error: Exception, items: int, item: FailedItem | None = None) -> None:
         self.error = error
+        #: as it was when the error came; being raised again makes it longer
+        self.traceback = error.__traceback__
         self.items = items
         self.item = item
 

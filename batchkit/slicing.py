@@ -246,7 +246,7 @@ class _Slice:
             except ChunkFailed as failed:
                 if not self._isolation.is_found(failed) or failed.item is None:
                     continue
-                standing = self._with_faults(partial(self._pass, failed.item, failed.error))
+                standing = self._with_faults(partial(self._pass, failed.item, failed))
             if standing is None:
                 break
             if not standing.goes_on:
@@ -307,7 +307,7 @@ class _Slice:
                 raise
             raise self._isolation.failed(error, read) from error
 
-    def _pass(self, failed: FailedItem, error: Exception) -> Standing:
+    def _pass(self, failed: FailedItem, refused: ChunkFailed) -> Standing:
         """
         Move past the one item that fails, and record it in the same transaction.
 
@@ -326,6 +326,7 @@ class _Slice:
         except TooManyFailures as too_many:
             transaction.rollback()
             self._failing_item = failed.item
+            error = refused.error.with_traceback(refused.traceback)
             if self._job.options.max_failures:
                 raise too_many from error
             raise error from None

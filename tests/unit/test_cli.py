@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import datetime as dt
+import io
 import json
 import os
 import sys
@@ -23,6 +25,7 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+import os
 from decimal import Decimal
 from typing import TYPE_CHECKING, Literal, Optional
 from uuid import UUID
@@ -78,6 +81,13 @@ def few(n: int):
     return span(0, n)
 
 
+@batched(numbers, chunk_size=10, max_failures=100)
+def picky(chunk: Chunk[int], n: int, fails: bool = False) -> None:
+    for item in chunk:
+        if fails and item % 10 == 3 and (item == 3 or not os.path.exists("mended")):
+            chunk.fail(item, f"item {item}\\nis [bold]bad[/bold]")
+
+
 @batched(few, name="shop.orders.clean")
 def first(chunk: Chunk[int], n: int) -> None:
     pass
@@ -100,6 +110,10 @@ RUN_SHAPE = [
     "result",
     "error",
     "waiting_reason",
+    "retries",
+    "retry_reason",
+    "rerun_of",
+    "failures_of",
     "created_at",
     "started_at",
     "finished_at",
@@ -406,7 +420,7 @@ def test_the_json_of_a_failed_run_holds_the_error_and_show_adds_partitions_and_h
     run = batchkit("show", id_, "--json").json
 
     assert [*RUN_SHAPE, "partitions", "history"] == list(run)
-    assert ["type", "message", "traceback", "partition", "cursor"] == list(run["error"])
+    assert ["type", "message", "traceback", "partition", "cursor", "item"] == list(run["error"])
     assert ("ValueError", 0, "19") == (run["error"]["type"], run["error"]["partition"], run["error"]["cursor"])
     assert [
         "number",
@@ -575,3 +589,58 @@ def run_of(id_: str) -> Run:
         return kit.run(id_)
     finally:
         kit.close()
+
+
+def failed(batchkit: Batchkit) -> str:
+    """Work a run with ten items that fail, and give its id."""
+    result = batchkit("run", "picky", "n=100", "fails=yes", "--json")
+    facts = json.loads(result.out)
+    assert (90, 10) == (facts["progress"]["done"], facts["progress"]["failed"])
+    return str(facts["id"])
+
+
+def test_failures_are_listed_for_people(batchkit: Batchkit):
+    run_id = failed(batchkit)
+    listed = batchkit("failures", run_id, "--limit", "3")
+    assert 0 == listed.code
+    assert 4 == len(listed.out.splitlines())
+    assert "RuntimeError: item 3 " in listed.out
+    assert "--limit N, --csv or --json" in listed.err
+    assert "10 (batchkit failures" in batchkit("show", run_id).out
+
+
+def test_failures_are_listed_for_programs(batchkit: Batchkit):
+    run_id = failed(batchkit)
+    facts = json.loads(batchkit("failures", run_id, "--json").out)
+    assert [str(item) for item in range(3, 100, 10)] == [each["item"] for each in facts]
+    assert ("RuntimeError", "item 3\nis [bold]bad[/bold]", "3", 1, None) == (
+        facts[0]["error_type"],
+        facts[0]["message"],
+        facts[0]["cursor"],
+        facts[0]["attempts"],
+        facts[0]["resolved_at"],
+    )
+    rows = list(csv.DictReader(io.StringIO(batchkit("failures", run_id, "--csv").out)))
+    assert [each["message"] for each in facts] == [each["message"] for each in rows]
+
+
+def test_failures_that_are_tried_again_are_no_longer_listed(batchkit: Batchkit):
+    run_id = failed(batchkit)
+    mended = Path("mended")
+    mended.touch()
+    again = batchkit("retry-failures", run_id).out.strip()
+    assert run_id == json.loads(batchkit("show", again, "--json").out)["failures_of"]
+    assert 0 == batchkit("resume", again).code
+    mended.unlink()
+    assert ["3"] == [each["item"] for each in json.loads(batchkit("failures", run_id, "--json").out)]
+    assert 10 == len(json.loads(batchkit("failures", run_id, "--json", "--all").out))
+
+
+def test_a_run_without_failures_says_so(batchkit: Batchkit):
+    run_id = json.loads(batchkit("run", "picky", "n=3", "--json").out)["id"]
+    listed = batchkit("failures", run_id)
+    assert (0, "") == (listed.code, listed.out)
+    assert "has no failures that are open" in listed.err
+    refused = batchkit("retry-failures", run_id)
+    assert 2 == refused.code
+    assert "nothing to try again" in refused.err
