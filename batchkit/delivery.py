@@ -30,6 +30,15 @@ _logger = logging.getLogger("batchkit")
 MOST_HOPS = 5
 _HOP_SECONDS = 0.2
 _AGAIN_SECONDS = 10.0
+#: The store keeps 255 characters; others come behind it.
+_LONGEST_NAME = 150
+
+
+def start_key(queue: str, name: str) -> str:
+    """Make the start key of a message from the name that its *queue* knows it by."""
+    if len(name) > _LONGEST_NAME:
+        name = hashlib.sha256(name.encode()).hexdigest()
+    return f"{queue}:{name}"
 
 
 class Message(Protocol):
@@ -38,6 +47,11 @@ class Message(Protocol):
     @property
     def key(self) -> str:
         """Its name among all messages; copies of it have the same."""
+        ...
+
+    @property
+    def call_key(self) -> str:
+        """Names this doing of its task, and its tries alike, for the jobs that the task calls."""
         ...
 
     @property
@@ -117,24 +131,24 @@ class Message(Protocol):
         """End this delivery and have the same message delivered at once, so that it survives kills."""
         ...
 
-    def is_asked_for_again(self) -> bool:
-        """Whether the queue has told of its task's end, and somebody wants the task done again since."""
+    def is_copy_of(self, written: str) -> bool:
+        """Whether it is the message that was written down, or a copy of it, and not another with the same id."""
         ...
 
-    def begin_again(self) -> None:
-        """Be a message of its own, with another key than the one whose task has ended."""
+    def is_asked_for_again(self, run_id: RunId) -> bool:
+        """Whether the queue has told of the run's end, and somebody wants the task done again since."""
         ...
 
-    def was_told(self) -> bool:
-        """Whether the queue itself knows that it has told of the end."""
+    def was_told(self, run_id: RunId) -> bool:
+        """Whether the queue itself knows that it has told of the run's end."""
         ...
 
     def hush(self) -> None:
         """Have the end that is given next call nobody back, or end this delivery without one."""
         ...
 
-    def ends_now(self) -> None:
-        """Be told that what is given next is the end of its task, however often the queue would try again."""
+    def ends_now(self, run_id: RunId) -> None:
+        """Be told that what is given next is the end of the run, and of its task, however often that may be retried."""
         ...
 
     def when_told(self, telling: Telling) -> None:
@@ -263,7 +277,7 @@ class Deliveries:
         tried again.
         """
         digest = hashlib.sha256(f"{job.name}\0{params}".encode()).hexdigest()[:32]
-        run_id = self._store.runs.join(self._new(job, params, start_key=f"{message.key}:{digest}"))
+        run_id = self._store.runs.join(self._new(job, params, start_key=f"{message.call_key}:{digest}"))
         if self._store.runs.load(run_id).state is RunState.FAILED:
             self._store.runs.resume(run_id)
         return run_id
@@ -276,10 +290,16 @@ class Deliveries:
         if run_id is None:
             return self._join(message, job, params)
         record = self._store.runs.load(run_id)
-        if record.job != job.name:
+        is_copy = record.message is None or message.is_copy_of(record.message)
+        if record.state in FINAL and (not is_copy or message.is_asked_for_again(run_id)):
+            return self._begin_again(message, record, job, params, is_copy=is_copy)
+        if record.job != job.name or (not is_copy and params() != record.params):
+            message.ends_now(run_id)
             raise MessageIdTaken(message.key, run_id=run_id, job=record.job, wanted=job.name)
-        if record.state in FINAL and message.is_asked_for_again():
-            return self._begin_again(message, record, job, params)
+        if not is_copy:
+            # Another message with the id of one whose run has not ended: there is one run of both, and the later
+            # message is the one that is there to tell of its end.
+            self._store.runs.change_message(run_id, message.written_down())
         return record
 
     def _join(self, message: Message, job: Definition, params: Callable[[], str]) -> RunRecord:
@@ -287,15 +307,17 @@ class Deliveries:
         return self._store.runs.load(self._store.runs.join(new))
 
     def _begin_again(
-        self, message: Message, record: RunRecord, job: Definition, params: Callable[[], str]
+        self, message: Message, record: RunRecord, job: Definition, params: Callable[[], str], *, is_copy: bool
     ) -> RunRecord:
         """Do what was asked for after the end: let a failed run go on, start another where there is none to go on."""
         _logger.info("a message was enqueued again after the end of its run", extra={"run_id": record.id})
-        if record.state is RunState.FAILED:
+        if is_copy and record.state is RunState.FAILED:
             self._store.runs.resume(record.id)
             wake_run(self._store, self._queue, record.id)
             return self._store.runs.load(record.id)
-        message.begin_again()
+        if message.run_id is not None:
+            return record
+        self._store.runs.retire_key(record.id, message.key)
         return self._join(message, job, params)
 
     def _new(self, job: Definition, params: str, *, start_key: str, message: str | None = None) -> NewRun:
@@ -355,11 +377,11 @@ class Deliveries:
 
     def _tell(self, message: Message, record: RunRecord, outcome: Outcome | None) -> object:
         """Give the run's end to the message's task, if there is one and this delivery is to tell of it."""
-        if record.state not in FINAL or (outcome is None and not record.has_message):
+        if record.state not in FINAL or (outcome is None and record.message is None):
             return message.parked()
-        if not record.has_message:
-            message.ends_now()
-        elif record.is_announced or message.was_told():
+        if record.message is None:
+            message.ends_now(record.id)
+        elif record.is_announced or message.was_told(record.id):
             message.hush()
         elif self._store.runs.begin_announcing(record.id):
             message.when_told(Telling(self._store, record.id))

@@ -131,7 +131,7 @@ class RunCancelled(BatchkitError):
 
 
 class MessageIdTaken(BatchkitError):
-    """Raised by a queue's task whose message has the id of another that has started a run of another job."""
+    """Raised by a queue's task whose message has the id of one that has started another run, which it cannot join."""
 
     def __init__(self, key: str, *, run_id: str, job: str, wanted: str) -> None:
         self.key = key
@@ -139,7 +139,7 @@ class MessageIdTaken(BatchkitError):
         self.job = job
         self.wanted = wanted
         super().__init__(
-            f"message {key} has started run {run_id} of {job} already, so it cannot start one of {wanted}; "
+            f"message {key} has started run {run_id} of {job}, so it cannot start a run of {wanted} with other params; "
             f"give each message an id of its own (leave task_id or job_id out), or use {wanted}.start(...)"
         )
 

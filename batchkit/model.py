@@ -133,8 +133,8 @@ class RunRecord:
     failures_of: RunId | None
     retries: int
     retry_reason: str | None
-    #: whether a queue's message started it, and waits to tell of its end
-    has_message: bool
+    #: the queue's message that started it and waits to tell of its end, as the queue wrote it down
+    message: str | None
     #: whether nothing is left to be told of its end; so too while it has not ended
     is_announced: bool
     created_at: datetime

@@ -22,18 +22,18 @@ class Telling:
 
     def __init__(self, store: Store, run_id: RunId) -> None:
         self._store = store
-        self._run_id = run_id
+        self.run_id = run_id
         self._is_over = threading.Event()
 
     def keep(self) -> None:
         """Keep the right while this process lives, in a thread, until `done`."""
-        threading.Thread(target=self._keep, name=f"batchkit-telling-{self._run_id}", daemon=True).start()
+        threading.Thread(target=self._keep, name=f"batchkit-telling-{self.run_id}", daemon=True).start()
 
     def done(self) -> None:
         """Write down that the end was told."""
         self._is_over.set()
         try:
-            self._store.runs.announced(self._run_id)
+            self._store.runs.announced(self.run_id)
         except Exception:
             _logger.exception("that the end of a run was told could not be written down; it is told again")
 
@@ -44,6 +44,6 @@ class Telling:
     def _keep(self) -> None:
         while not self._is_over.wait(_EVERY_SECONDS):
             try:
-                self._store.runs.keep_announcing(self._run_id)
+                self._store.runs.keep_announcing(self.run_id)
             except Exception:
                 _logger.warning("the right to tell of a run's end could not be kept", exc_info=True)

@@ -66,6 +66,16 @@ class Runs:
             return existing
         return new.id
 
+    def retire_key(self, run_id: RunId, start_key: str) -> None:
+        """Let a start key begin another run; where another has taken it from this one already, do nothing."""
+        with self._database.transaction() as tx:
+            tx.execute(self._statements.retire_key(run_id, start_key, retired=f"{start_key}:{run_id}"))
+
+    def change_message(self, run_id: RunId, message: str) -> None:
+        """Have another message tell of the end of a run."""
+        with self._database.transaction() as tx:
+            tx.execute(self._statements.change_message(run_id, message))
+
     def find(self, *, start_key: str | None) -> RunId | None:
         """Find the run that a message has started; None where there is none, or no key."""
         if start_key is None:
@@ -445,7 +455,7 @@ def _record(row: RowMapping) -> RunRecord:
         failures_of=row["failures_of"],
         retries=row["retries"],
         retry_reason=row["retry_reason"],
-        has_message=row["message"] is not None,
+        message=row["message"],
         is_announced=row["announce_at"] is None,
         created_at=row["created_at"],
         started_at=row["started_at"],

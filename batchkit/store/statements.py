@@ -608,6 +608,16 @@ class Statements:
 
     # Reading
 
+    def retire_key(self, run_id: RunId, start_key: str, *, retired: str) -> Executable:
+        """Take a start key from a run that has ended."""
+        run = self.run.c
+        return update(self.run).where(run.id == run_id, run.start_key == start_key).values(start_key=retired)
+
+    def change_message(self, run_id: RunId, message: str) -> Executable:
+        """Write another message down for a run that has not ended."""
+        run = self.run.c
+        return update(self.run).where(run.id == run_id, run.finished_at.is_(None)).values(message=message)
+
     def run_with_key(self, start_key: str) -> Select[Any]:
         """Find the run that a message has started."""
         return select(self.run.c.id).where(self.run.c.start_key == start_key)

@@ -222,6 +222,40 @@ def test_an_id_that_is_used_again_is_another_message(bench: Bench, queue: Queue)
     assert {repr(_success(bench)): 2} == bench.calls()
 
 
+def test_an_id_that_is_used_twice_at_once_is_one_run(bench: Bench, queue: Queue):
+    bench.crew.rq()
+    bench.crew.rq()
+    first = _enqueue(queue, "count", pause=0.1, job_id="nightly")
+    bench.wait_done(bench.run(), at_least=10)
+    _enqueue(queue, "count", pause=0.1, job_id="nightly")
+    bench.check(bench.run())
+    _check_noted(bench, _success(bench))
+    _wait_status(bench, first, JobStatus.FINISHED)
+
+
+def test_an_id_that_is_used_for_something_else_meanwhile_is_refused(bench: Bench, queue: Queue):
+    bench.crew.rq()
+    bench.crew.rq()
+    _enqueue(queue, "count", pause=0.1, job_id="nightly")
+    run = bench.run()
+    bench.wait_done(run, at_least=10)
+    other = _enqueue(queue, "count", pause=0.2, job_id="nightly")
+    _wait_status(bench, other, JobStatus.FAILED)
+    assert "give each message an id of its own" in bench.crew.logs()
+    _supervisor(bench)
+    bench.check(run)
+    assert 1 == len(bench.kit.runs())
+
+
+def test_a_job_that_calls_a_job_does_it_again_each_night(bench: Bench, queue: Queue):
+    bench.crew.rq()
+    caller = queue.enqueue(f"{_APP}.calls_a_job", 0.0, result_ttl=-1)
+    _wait_status(bench, caller, JobStatus.FINISHED)
+    queue.enqueue_job(Job.fetch(caller.id, connection=queue.connection))
+    eventually(lambda: ledger.times(bench.database) == {2: bench.items}, within=30, message=bench.crew.logs)
+    assert 2 == len(bench.kit.runs())
+
+
 def test_each_repetition_is_a_run(bench: Bench, queue: Queue):
     from rq import Repeat  # noqa: PLC0415  the oldest RQ, on which other tests of this file run, has none
 

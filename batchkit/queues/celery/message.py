@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from celery.exceptions import Ignore, Retry
 from kombu.utils import json
 
+from batchkit.delivery import start_key
 from batchkit.job import Definition
 from batchkit.model import Progress, RunId, WakeUp
 from batchkit.queues.celery.shutdown import stopping
@@ -68,6 +69,7 @@ class CeleryMessage:
         self._send = send
         self._on_told = on_told
         self.key = key_of(self._request.id)
+        self.call_key = self.key
         self.is_of_the_job = is_task_of(task, job)
         self.is_eager: bool = bool(self._request.is_eager)
         headers = headers_of(self._request)
@@ -121,16 +123,16 @@ class CeleryMessage:
         """Never be asked for."""
         raise NotImplementedError
 
-    def is_asked_for_again(self) -> bool:
-        """Never: Celery does not tell a copy of a message from another with the same id."""
+    def is_copy_of(self, _: str) -> bool:
+        """Say yes: Celery does not tell a copy of a message from another with the same id."""
+        return True
+
+    def is_asked_for_again(self, _: RunId) -> bool:
+        """Say no, for the same reason."""
         return False
 
-    def begin_again(self) -> NoReturn:
-        """Never be asked for."""
-        raise NotImplementedError
-
-    def was_told(self) -> bool:
-        """Celery does not know."""
+    def was_told(self, _: RunId) -> bool:
+        """Say no: Celery does not know."""
         return False
 
     def hush(self) -> NoReturn:
@@ -138,7 +140,7 @@ class CeleryMessage:
         _logger.warning("message %s came again after its run's end was told, and was left out", self.key)
         raise Ignore
 
-    def ends_now(self) -> None:
+    def ends_now(self, _: RunId) -> None:
         """Do nothing: what a Celery task returns or raises is its end."""
 
     def when_told(self, telling: Telling) -> None:
@@ -152,7 +154,7 @@ class CeleryMessage:
 
 def key_of(task_id: str) -> str:
     """Name the messages with this task id."""
-    return f"celery:{task_id}"
+    return start_key("celery", task_id)
 
 
 def envelope_of(context: Any) -> tuple[dict[str, Any], dict[str, Any]]:  # noqa: ANN401  Celery has no types

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 
 from rq.job import Job, Retry
 
+from batchkit.delivery import start_key
 from batchkit.job import Definition
 from batchkit.model import Progress, RunId, WakeUp
 from batchkit.queues.rq import notes
@@ -40,7 +41,8 @@ class RQMessage:
         self._job = job
         self._send = send
         self._is_woken = False
-        self.key = notes.key_of(job)
+        self.key = start_key("rq", job.id)
+        self.use = notes.use_of(job)
         self.is_of_the_job: bool = job.func_name == path_of(of)
         noted = notes.notes_of(job)
         self.run_id: RunId | None = noted.get(notes.RUN)
@@ -51,6 +53,11 @@ class RQMessage:
     def is_delivered_as(self, job: Job) -> bool:
         """Tell whether *job* is the RQ job as it was taken this time."""
         return self._job is job
+
+    @property
+    def call_key(self) -> str:
+        """Names this doing of its task, and its tries alike."""
+        return start_key("rq", f"{self._job.id}/{self.use}/{notes.success_before(self._job)}")
 
     @property
     def is_ours(self) -> bool:
@@ -69,7 +76,7 @@ class RQMessage:
 
     def written_down(self) -> str:
         """Give what it takes to find it again, as JSON."""
-        return json.dumps({"rq": 1, "id": self._job.id, "queue": self._job.origin, "key": self.key})
+        return json.dumps({"rq": 1, "id": self._job.id, "queue": self._job.origin, "use": self.use})
 
     def stopping(self) -> AbstractContextManager[WorkerStop]:
         """Learn of the worker's shutdown while the job is worked."""
@@ -123,19 +130,17 @@ class RQMessage:
             self._job.enqueue_at_front_on_retry = False
             self._job.connection.hdel(self._job.key, "enqueue_at_front_on_retry")
 
-    def is_asked_for_again(self) -> bool:
-        """Whether RQ has told of its end, and somebody has enqueued it again since."""
-        return notes.is_asked_for_again(self._job)
+    def is_copy_of(self, written: str) -> bool:
+        """Whether it is the very use of its id that was written down, and not a later one."""
+        return bool(json.loads(written).get("use") == self.use)
 
-    def begin_again(self) -> None:
-        """Be a message of its own, and no copy of the one that has ended."""
-        notes.begin_again(self._job)
-        self.key = notes.key_of(self._job)
-        self.partition, self.wake_no, self.hops = 0, 0, 0
+    def is_asked_for_again(self, run_id: RunId) -> bool:
+        """Whether RQ has told of the run's end, and somebody has enqueued it again since."""
+        return notes.is_asked_for_again(self._job, run_id)
 
-    def was_told(self) -> bool:
-        """Whether RQ has told of its end."""
-        return notes.was_told(self._job)
+    def was_told(self, run_id: RunId) -> bool:
+        """Whether RQ has told of the run's end."""
+        return notes.was_told(self._job, run_id)
 
     def hush(self) -> None:
         """Have the end that is given next call nobody back."""
@@ -144,13 +149,13 @@ class RQMessage:
         self._job._success_callback = None  # noqa: SLF001
         self._job._failure_callback = None  # noqa: SLF001
 
-    def when_told(self, _: Telling) -> None:
+    def when_told(self, telling: Telling) -> None:
         """RQ tells of the end when the function has returned; a sweep looks at the job then."""
-        self.ends_now()
+        self.ends_now(telling.run_id)
 
-    def ends_now(self) -> None:
+    def ends_now(self, run_id: RunId) -> None:
         """Let what is about to be returned or raised be the job's end: RQ would retry an error."""
-        notes.note_end(self._job)
+        notes.note_end(self._job, run_id)
         self._job.retries_left = 0
 
 

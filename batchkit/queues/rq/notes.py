@@ -7,6 +7,7 @@ kept of one use says nothing of the next.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from rq.job import Job
@@ -15,71 +16,77 @@ from rq.results import Result
 _NOTES = "batchkit"
 #: Which run a job wakes a worker up for, and how.
 RUN, PARTITION, WAKE, HOPS = "run", "partition", "wake", "hops"
-#: The key of the message that the job is, where it is another than that of its first use.
-KEY = "key"
-_OF, _TOLD_AFTER, _ENQUEUED = "of", "told_after", "enqueued"
+_OF, _TOLD, _TOLD_AFTER, _ENQUEUED = "of", "told", "told_after", "enqueued"
 
-_TOLD = {kind.value for kind in (Result.Type.SUCCESSFUL, Result.Type.FAILED, Result.Type.STOPPED)}
-_LONGEST_KEY = 200
+_ENDINGS = {kind.value for kind in (Result.Type.SUCCESSFUL, Result.Type.FAILED, Result.Type.STOPPED)}
+_MOMENT = "%Y%m%dT%H%M%S.%f%z"
 
 
 def notes_of(job: Job) -> dict[str, Any]:
     """Give what was kept of this use of the job's id."""
     notes = job.meta.get(_NOTES)
-    return notes if isinstance(notes, dict) and notes.get(_OF) == _use_of(job) else {}
+    return notes if isinstance(notes, dict) and notes.get(_OF) == use_of(job) else {}
 
 
 def note(job: Job, **values: object) -> None:
     """Keep *values* with what was kept of this use of the job's id; the caller saves the meta."""
-    job.meta[_NOTES] = {**notes_of(job), **values, _OF: _use_of(job)}
+    job.meta[_NOTES] = {**notes_of(job), **values, _OF: use_of(job)}
 
 
-def key_of(job: Job) -> str:
-    """Name this use of the job's id among all messages; what RQ retries has the same name."""
-    return str(notes_of(job).get(KEY) or f"rq:{job.id[:_LONGEST_KEY]}:{_use_of(job)}")
+def use_of(job: Job) -> str:
+    """Name this use of the job's id; what RQ retries and requeues has the same name."""
+    repeats_left = getattr(job, "repeats_left", None) or 0
+    return f"{job.created_at.strftime(_MOMENT)}/{repeats_left}"
 
 
-def begin_again(job: Job) -> None:
-    """Make of a job that ended, and was enqueued again, a message of its own."""
+def made_again_for(use: str, job: Job) -> None:
+    """Make *job*, which takes the place of one that Redis has lost, the same use of the id."""
+    job.created_at = datetime.strptime(use.partition("/")[0], _MOMENT)  # noqa: DTZ007  the text has the zone, if any
+
+
+def note_end(job: Job, run_id: str) -> None:
+    """Keep what tells later whether RQ has told of the end of a run that the job is about to give."""
     latest, _ = _latest_result(job)
-    job.meta.pop(_NOTES, None)
-    note(job, **{KEY: f"{key_of(job)}:{latest}"})
+    note(job, **{_TOLD: run_id, _TOLD_AFTER: latest, _ENQUEUED: _enqueued(job)})
     job.save_meta()
 
 
-def note_end(job: Job) -> None:
-    """Keep what tells later whether RQ has told of the end that the job is about to give."""
-    latest, _ = _latest_result(job)
-    note(job, **{_TOLD_AFTER: latest, _ENQUEUED: _enqueued(job)})
-    job.save_meta()
-
-
-def was_told(job: Job) -> bool:
-    """Tell whether RQ has told of the job's end, callbacks included."""
+def was_told(job: Job, run_id: str) -> bool:
+    """Tell whether RQ has told of the end of a run, callbacks included."""
     notes = notes_of(job)
-    if _TOLD_AFTER not in notes:
+    if notes.get(_TOLD) != run_id:
         return False
     latest, kind = _latest_result(job)
-    return kind in _TOLD and latest != notes[_TOLD_AFTER]
+    return kind in _ENDINGS and latest != notes[_TOLD_AFTER]
 
 
-def is_asked_for_again(job: Job) -> bool:
+def is_asked_for_again(job: Job, run_id: str) -> bool:
     """
-    Tell whether somebody has enqueued the job again since RQ has told of its end.
+    Tell whether somebody has enqueued the job again since RQ has told of the end of a run.
 
     A copy of its id that was left in the queue is no such thing: it does not change when the job was enqueued.
     """
-    return was_told(job) and _enqueued(job) > notes_of(job)[_ENQUEUED]
+    return was_told(job, run_id) and _enqueued(job) > notes_of(job)[_ENQUEUED]
 
 
-def _use_of(job: Job) -> str:
-    return f"{job.created_at:%Y%m%dT%H%M%S.%f}:{getattr(job, 'repeats_left', None) or 0}"
+def success_before(job: Job) -> str:
+    """
+    Name the last time that the job has succeeded before it was enqueued; empty where RQ remembers none.
+
+    A copy of its id that is worked after a success was not enqueued after it.
+    """
+    enqueued_at = job.enqueued_at.timestamp() * 1000 if job.enqueued_at is not None else 0.0
+    for found, values in job.connection.xrevrange(Result.get_key(job.id), "+", "-"):
+        milliseconds = int(found.partition(b"-")[0])
+        if int(values[b"type"]) == Result.Type.SUCCESSFUL.value and milliseconds < enqueued_at:
+            return str(found.decode())
+    return ""
 
 
 def _enqueued(job: Job) -> str:
     # As it stands in Redis now: the object has it from before the job was enqueued for this time.
-    job_now = job.connection.hget(job.key, "enqueued_at")
-    return job_now.decode() if job_now is not None else ""
+    found = job.connection.hget(job.key, "enqueued_at")
+    return found.decode() if found is not None else ""
 
 
 def _latest_result(job: Job) -> tuple[str, int]:

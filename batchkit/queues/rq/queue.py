@@ -95,31 +95,32 @@ class RQQueue:
     def _send(self, wake_up: WakeUp, hops: int) -> None:
         written = None if wake_up.message is None else json.loads(wake_up.message)
         if written is not None and "rq" in written:
-            self._send_again(wake_up, written["id"], written["queue"], key=written["key"])
+            self._send_again(wake_up, written["id"], written["queue"], use=written["use"])
         else:
             self._enqueue_ours(wake_up, hops=hops)
 
-    def _send_again(self, wake_up: WakeUp, job_id: str, queue_name: str, *, key: str) -> None:
+    def _send_again(self, wake_up: WakeUp, job_id: str, queue_name: str, *, use: str) -> None:
         """Have the RQ job that started a run worked again, unless it is on its way."""
         at_hand = self._at_hand
-        if at_hand is not None and self._is_at_hand(get_current_job()) and at_hand.key == key:
+        current = get_current_job()
+        if at_hand is not None and self._is_at_hand(current) and (current.id, at_hand.use) == (job_id, use):
             at_hand.wake_itself(wake_up)
             return
         queue = self._queue(queue_name)
         job = self._fetch(job_id)
-        if job is None or notes.key_of(job) != key:
-            self._go_on_without(wake_up, job_id, queue, key=key, is_id_free=job is None)
-        elif wake_up.is_announcement and notes.was_told(job):
+        if job is None or notes.use_of(job) != use:
+            self._go_on_without(wake_up, job_id, queue, use=use, is_id_free=job is None)
+        elif wake_up.is_announcement and notes.was_told(job, wake_up.run_id):
             self._told(wake_up)
         elif not (wake_up.is_announcement and _is_being_worked(job, queue)):
             _enqueue_again(job, queue, wake_up)
 
-    def _go_on_without(self, wake_up: WakeUp, job_id: str, queue: Queue, *, key: str, is_id_free: bool) -> None:
+    def _go_on_without(self, wake_up: WakeUp, job_id: str, queue: Queue, *, use: str, is_id_free: bool) -> None:
         """Go on with a run whose RQ job is lost, and with it what waited for its end."""
         if wake_up.is_announcement:
             self._told(wake_up)
         elif is_id_free:
-            self._enqueue(wake_up, job_id, queue, {notes.KEY: key})
+            self._enqueue(wake_up, job_id, queue, {}, use=use)
         else:
             # The id was used again for something else.
             self._enqueue_ours(wake_up)
@@ -137,6 +138,7 @@ class RQQueue:
         noted: Mapping[str, object],
         *,
         result_ttl: int | None = None,
+        use: str | None = None,
     ) -> None:
         job = queue.create_job(
             path_of(self._attached.jobs[wake_up.job]),
@@ -148,6 +150,8 @@ class RQQueue:
             retry=Retry(max=_RETRIES),
             description=_cut(f"{wake_up.job} run={wake_up.run_id} {wake_up.params}"),
         )
+        if use is not None:
+            notes.made_again_for(use, job)
         notes.note(job, **{notes.PARTITION: wake_up.partition, notes.WAKE: wake_up.number}, **noted)
         queue.enqueue_job(job)
 
