@@ -343,7 +343,7 @@ class _Slice:
         if isinstance(error, Exception) and not self._around.stop.is_interruption(error):
             transaction.rollback()
             return
-        self._held.discard()
+        self._held.discard(is_cut=True)
         # A cursor in one of its frames, or in a cycle, keeps even a closed SQLite connection alive, with its lock.
         traceback.clear_frames(error.__traceback__)
         gc.collect()

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 
 from tests.servers.debian import PackagesNotFoundError
+from tests.servers.mariadb import MariaDbServer
 from tests.servers.postgres import PostgresNotFoundError, PostgresServer
 from tests.servers.rabbitmq import RabbitServer
 from tests.servers.redis import RedisNotFoundError, RedisServer
@@ -54,16 +55,41 @@ def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
     postgres_server.drop_database(name)
 
 
+@pytest.fixture(scope="session")
+def mariadb_server() -> Iterator[MariaDbServer]:
+    """Run a MariaDB server of this test process alone."""
+    try:
+        server = MariaDbServer()
+    except PackagesNotFoundError as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(error))
+    with contextlib.closing(server):
+        server.start()
+        yield server
+
+
+@pytest.fixture
+def mysql_url(mariadb_server: MariaDbServer) -> Iterator[str]:
+    """Give the URL of an empty database in MariaDB, which is dropped after the test."""
+    name = f"test_{uuid.uuid4().hex}"
+    # A test that failed may have left the server stopped.
+    mariadb_server.start()
+    yield mariadb_server.create_database(name)
+    mariadb_server.start()
+    mariadb_server.drop_database(name)
+
+
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
     """Give the URL of an SQLite database that is not there yet."""
     return f"sqlite:///{tmp_path / 'batchkit.db'}"
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", "postgresql", "mysql"])
 def database_url(request: pytest.FixtureRequest) -> str:
     """Run the test on each database in turn, and give the URL of an empty one."""
-    fixture = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param]
+    fixture = {"sqlite": "sqlite_url", "postgresql": "postgres_url", "mysql": "mysql_url"}[request.param]
     url: str = request.getfixturevalue(fixture)
     return url
 

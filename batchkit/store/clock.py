@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from sqlalchemy import DateTime, Float, String, bindparam, literal
+from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -15,29 +16,41 @@ from sqlalchemy.sql.expression import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 _SQLITE_FORMAT = "%Y-%m-%d %H:%M:%S.%f"
+#: SQLAlchemy gives MariaDB a name of its own only where the URL does.
+_MYSQL = ("mysql", "mariadb")
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """A moment, always with its zone. SQLite keeps text of one fixed length, so that text order is time order."""
+    """
+    A moment, always with its zone.
+
+    SQLite keeps text of one fixed length, so that text order is time order. MySQL keeps UTC without saying so: its
+    TIMESTAMP would be turned into the session's zone and back, and ends in 2038.
+    """
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """Choose the column's type in the database."""
-        return dialect.type_descriptor(String(26) if dialect.name == "sqlite" else DateTime(timezone=True))
+        kinds = {"sqlite": String(26), **dict.fromkeys(_MYSQL, mysql.DATETIME(fsp=6))}
+        return dialect.type_descriptor(kinds.get(dialect.name, DateTime(timezone=True)))
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:  # noqa: ANN401
         """Turn a moment into what the driver takes."""
-        if value is None or dialect.name != "sqlite":
-            return value
-        return value.astimezone(timezone.utc).strftime(_SQLITE_FORMAT)
+        if value is None:
+            return None
+        if dialect.name in _MYSQL:
+            return value.astimezone(timezone.utc).replace(tzinfo=None)
+        return value.astimezone(timezone.utc).strftime(_SQLITE_FORMAT) if dialect.name == "sqlite" else value
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ANN401
         """Turn what the driver gives into a moment in UTC."""
         if value is None:
             return None
-        if dialect.name == "sqlite":
+        if dialect.name in _MYSQL:
+            value = value.replace(tzinfo=timezone.utc)
+        elif dialect.name == "sqlite":
             value = datetime.strptime(value, _SQLITE_FORMAT).replace(tzinfo=timezone.utc)
         moment: datetime = value.astimezone(timezone.utc)
         return moment
@@ -66,6 +79,13 @@ def _on_sqlite(element: Moment, compiler: SQLCompiler, **options: Any) -> str:  
     return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', printf('%+.3f seconds', {seconds}))"
 
 
+@compiles(Moment, *_MYSQL)
+def _on_mysql(element: Moment, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401
+    # The start of the statement. SYSDATE() would be the moment itself, but there is none in UTC.
+    seconds = compiler.process(element.clauses, **options)
+    return f"(utc_timestamp(6) + INTERVAL round(({seconds}) * 1000000) MICROSECOND)"
+
+
 class Later(FunctionElement[datetime]):
     """The later of two moments."""
 
@@ -83,6 +103,12 @@ def _later_on_postgresql(element: Later, compiler: SQLCompiler, **options: Any) 
 def _later_on_sqlite(element: Later, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401
     first, second = (compiler.process(each, **options) for each in element.clauses)
     return f"max(coalesce({first}, {second}), {second})"
+
+
+@compiles(Later, *_MYSQL)
+def _later_on_mysql(element: Later, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401
+    first, second = (compiler.process(each, **options) for each in element.clauses)
+    return f"greatest(coalesce({first}, {second}), {second})"
 
 
 class Clock:

@@ -22,6 +22,13 @@ from batchkit.store.tables import Tables, tables
 
 _LOCK_WAIT_SECONDS = 5.0
 _ONE_WRITER_LOCK_WAIT_SECONDS = 30.0
+#: The drivers that we work with, where a URL names none.
+_DRIVERS = {
+    "postgresql": "postgresql+psycopg",
+    "postgres": "postgresql+psycopg",
+    "mysql": "mysql+pymysql",
+    "mariadb": "mariadb+pymysql",
+}
 #: On a database with one writer the lock is left free this long ...
 _BREATHER_SECONDS = 0.05
 #: ... whenever one slice has held it for this long in all: else outside writers never find it free.
@@ -66,7 +73,7 @@ class Database:
         if self.dialect.has_one_writer and threading.get_ident() in self.writing_threads:
             raise WriteInsideChunk(self.url)
         wait = _ONE_WRITER_LOCK_WAIT_SECONDS if self.dialect.has_one_writer else _LOCK_WAIT_SECONDS
-        with self.connect() as connection, connection.begin():
+        with self.connect() as connection, self._restored(connection), connection.begin():
             try:
                 self.dialect.begin(_driver(connection), lock_wait=wait, idle=wait * 4)
             except self.driver_error as error:
@@ -77,6 +84,21 @@ class Database:
                 if self.fault(error) in (Fault.LOST, Fault.READ_ONLY):
                     raise self.unavailable(error) from error
                 raise
+
+    @contextmanager
+    def _restored(self, connection: Connection) -> Iterator[None]:
+        driver = _driver(connection)
+        try:
+            yield
+        finally:
+            self.restore(connection, driver)
+
+    def restore(self, connection: Connection, driver: Any) -> None:  # noqa: ANN401
+        """Make *connection* what it was before `Dialect.begin`; where that fails, nobody gets it any more."""
+        try:
+            self.dialect.restore(driver)
+        except self.driver_error:
+            connection.invalidate()
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -234,6 +256,15 @@ class HeldConnection:
         finally:
             cursor.close()
 
+    def update(self, statement: Rendered, values: Mapping[str, object]) -> int:
+        """Send *statement* straight to the driver and give the number of rows that it found."""
+        cursor = self._driver.cursor()
+        try:
+            cursor.execute(statement.text, statement.values(values))
+            return int(cursor.rowcount)
+        finally:
+            cursor.close()
+
     def check(self) -> None:
         """
         Refuse to go on if the function ended the transaction.
@@ -273,13 +304,13 @@ class HeldConnection:
             self.close()
         self._breathe()
 
-    def discard(self) -> None:
-        """Throw the connection away; the next use opens another."""
+    def discard(self, *, is_cut: bool = False) -> None:
+        """Throw the connection away; the next use opens another. *is_cut*: we broke off, not the server."""
         driver, connection = self._driver, self._forget()
         if connection is not None:
             if not connection.closed:
                 with suppress(Exception):
-                    self._database.dialect.abandon(driver)
+                    self._database.dialect.abandon(driver, cut=self._database.engine if is_cut else None)
             connection.invalidate()
             connection.close()
         self._breathe()
@@ -288,8 +319,10 @@ class HeldConnection:
         """Give the connection back to the pool, with nothing left open on it."""
         if self._is_begun:
             self.rollback()
-        connection = self._forget()
+        driver, connection = self._driver, self._forget()
         if connection is not None:
+            if not connection.closed:
+                self._database.restore(connection, driver)
             if self._database.dialect.has_one_writer:
                 # A result that the function has not read to its end would keep its snapshot on the pooled connection,
                 # and who gets that next would read the past.
@@ -358,14 +391,13 @@ def _engine_for(database: str | URL) -> Engine:
             f"or sqlite:///file.db"
         ) from error
     try:
-        if url.drivername in ("postgresql", "postgres"):
-            # Heroku and others write postgres://, which SQLAlchemy does not know; psycopg 3 is the driver we work with.
-            url = url.set(drivername="postgresql+psycopg")
+        # Heroku and others write postgres://, which SQLAlchemy does not know.
+        url = url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
         return create_engine(url, **dialect_named(url.get_backend_name()).engine_options(url))
     except (NoSuchModuleError, ModuleNotFoundError) as error:
         raise InvalidDatabase(
             f"the driver for {url.drivername} is not installed ({error}); for PostgreSQL: "
-            f"pip install 'batchkit-jobs[postgres]'"
+            f"pip install 'batchkit-jobs[postgres]', for MySQL and MariaDB: pip install 'batchkit-jobs[mysql]'"
         ) from error
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import enum
+import math
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
@@ -51,6 +56,8 @@ class Dialect(Protocol):
 
     #: whether one writer at a time holds the whole database
     has_one_writer: bool
+    #: whether an UPDATE can bring something back
+    has_returning: bool
 
     def engine_options(self, url: URL) -> dict[str, Any]:
         """Give what `create_engine` needs for *url*."""
@@ -74,18 +81,34 @@ class Dialect(Protocol):
         """
         ...
 
-    def is_in_transaction(self, driver: DriverConnection) -> bool:
-        """Tell whether the transaction is still open, from what the driver knows."""
+    def restore(self, driver: DriverConnection) -> None:
+        """Take back what `begin` set beyond its transaction, before others get the connection."""
         ...
 
-    def abandon(self, driver: DriverConnection) -> None:
-        """End what the server still does for a connection that is about to be thrown away."""
+    def is_in_transaction(self, driver: DriverConnection) -> bool:
+        """Tell whether the transaction is still open."""
+        ...
+
+    def abandon(self, driver: DriverConnection, *, cut: Engine | None) -> None:
+        """
+        End what the server still does for a connection that is about to be thrown away.
+
+        *cut* is the connection's engine where we broke off in the middle, so that the server may know nothing of it.
+        """
+        ...
+
+    def migrating(self, tx: Connection, schema: str | None) -> AbstractContextManager[None]:
+        """Let one process at a time migrate the tables in *schema*, which is made if it is not there."""
         ...
 
     def fault(self, error: BaseException) -> Fault | None:
         """Say what *error* means, or None where it is no fault of the database."""
         ...
 
+
+#: Taken for the length of a migration, so that two processes do not migrate at once; any fixed number will do.
+_MIGRATION_LOCK = 7_246_801_553
+_MIGRATION_SECONDS = 3600
 
 #: libpq's PQTRANS_ACTIVE: a statement was sent, and its reply has not come.
 _ACTIVE = 1
@@ -96,6 +119,7 @@ class Postgres:
     """PostgreSQL through psycopg 3."""
 
     has_one_writer = False
+    has_returning = True
 
     def engine_options(self, url: URL) -> dict[str, Any]:  # noqa: ARG002
         """Give what `create_engine` needs for *url*."""
@@ -107,10 +131,7 @@ class Postgres:
     def check(self, driver: DriverConnection) -> None:
         """Refuse an engine in AUTOCOMMIT: each statement of a user's session would commit by itself."""
         if driver.autocommit:
-            raise InvalidDatabase(
-                "the engine is in AUTOCOMMIT, so a chunk's writes could not commit together with its checkpoint; "
-                'give batchkit an engine without isolation_level="AUTOCOMMIT"'
-            )
+            raise _autocommit()
 
     def server(self, driver: DriverConnection) -> Server:
         """Ask for the version, and for what would make every chunk fail."""
@@ -133,14 +154,26 @@ class Postgres:
             settings += f"; SET LOCAL lock_timeout = {int(lock_wait * 1000)}"
         driver.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED; {settings}", prepare=False)
 
+    def restore(self, driver: DriverConnection) -> None:
+        """Do nothing: SET LOCAL ends with its transaction."""
+
     def is_in_transaction(self, driver: DriverConnection) -> bool:
         """Tell by libpq's transaction status: idle means that somebody ended it."""
         return bool(driver.info.transaction_status != 0)
 
-    def abandon(self, driver: DriverConnection) -> None:
+    def abandon(self, driver: DriverConnection, *, cut: Engine | None) -> None:  # noqa: ARG002
         """Cancel the statement in flight: the server would work on it, with its locks, until it wants to reply."""
         if driver.info.transaction_status == _ACTIVE:
             driver.cancel_safe(timeout=_CANCEL_SECONDS)
+
+    @contextmanager
+    def migrating(self, tx: Connection, schema: str | None) -> Iterator[None]:
+        """Lock for the length of the transaction only, so that it is safe behind pgbouncer too."""
+        tx.execute(text("SET LOCAL lock_timeout = 0"))
+        tx.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
+        if schema:
+            tx.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{schema}"'))
+        yield
 
     def fault(self, error: BaseException) -> Fault | None:
         """Go by SQLSTATE (PostgreSQL manual, appendix A); a lost connection often has none."""
@@ -163,6 +196,7 @@ class Sqlite:
     """SQLite through the standard library's driver."""
 
     has_one_writer = True
+    has_returning = True
 
     def engine_options(self, url: URL) -> dict[str, Any]:
         """Give what `create_engine` needs for *url*: a file, since other processes must see it."""
@@ -225,13 +259,20 @@ class Sqlite:
         # The function's own statements wait for nothing: the lock is had.
         driver.execute(f"PRAGMA busy_timeout = {int(_SQLITE_BUSY_SECONDS * 1000)}")
 
+    def restore(self, driver: DriverConnection) -> None:
+        """Do nothing: the busy timeout is at its usual value again."""
+
     def is_in_transaction(self, driver: DriverConnection) -> bool:
         """Tell by SQLite's own autocommit flag."""
         return bool(driver.in_transaction)
 
-    def abandon(self, driver: DriverConnection) -> None:
+    def abandon(self, driver: DriverConnection, *, cut: Engine | None) -> None:  # noqa: ARG002
         """Roll back: closed with a cursor that somebody still has, a connection lives on with its lock."""
         driver.rollback()
+
+    def migrating(self, tx: Connection, schema: str | None) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Do nothing: the transaction is the only one that writes."""
+        return nullcontext()
 
     def fault(self, error: BaseException) -> Fault | None:
         """Go by the text where the driver has no code: the standard library tells codes from Python 3.11 on."""
@@ -245,6 +286,162 @@ class Sqlite:
         return Fault.READ_ONLY if "readonly" in str(original) else None
 
 
+#: The error numbers of MySQL and MariaDB that say that the connection is gone, or is not to be had: those of the client
+#: library (2000 and more), of a server that goes down, and of a session that was killed or idle for too long.
+_MYSQL_LOST = frozenset(
+    {
+        0,
+        1053,
+        1077,
+        1079,
+        1152,
+        1158,
+        1159,
+        1160,
+        1161,
+        1184,
+        1927,
+        2002,
+        2003,
+        2006,
+        2013,
+        2014,
+        2026,
+        2027,
+        2055,
+        4031,
+    }
+)
+#: A lock that was waited for (the transaction is still open), a deadlock (it is not), too many connections or
+#: transactions, and under an isolation of the user's own a row that changed since it was read.
+_MYSQL_TRANSIENT = frozenset({1020, 1040, 1203, 1205, 1206, 1213, 1226, 1637, 3572})
+_MYSQL_READ_ONLY = frozenset({1792, 1836})
+#: A server option forbids the statement; --read-only is one of several.
+_MYSQL_OPTION_PREVENTS = 1290
+_MYSQL_NO_SUCH_SAVEPOINT = 1305
+_MYSQL_DEADLOCK = 1213
+#: CLIENT_FOUND_ROWS and SERVER_STATUS_IN_TRANS of the protocol.
+_FOUND_ROWS = 2
+_IN_TRANSACTION = 1
+
+
+class MySql:
+    """MySQL and MariaDB through PyMySQL."""
+
+    has_one_writer = False
+    # MariaDB has it for DELETE and INSERT, MySQL not at all.
+    has_returning = False
+
+    def __init__(self) -> None:
+        # Session variables have no SET LOCAL: what is set on which connection, until `restore`.
+        self._settings: WeakKeyDictionary[DriverConnection, dict[str, int]] = WeakKeyDictionary()
+
+    def engine_options(self, url: URL) -> dict[str, Any]:  # noqa: ARG002
+        """Give what `create_engine` needs for *url*."""
+        return {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
+
+    def check(self, driver: DriverConnection) -> None:
+        """Refuse another driver, AUTOCOMMIT, and counts that leave out rows which an UPDATE found but did not change."""
+        if not hasattr(driver, "server_status"):
+            raise InvalidDatabase(
+                f"{type(driver).__module__} does not tell whether its transaction is still open, so a chunk that was "
+                f"torn could not be seen; use PyMySQL: mysql+pymysql://user@host/name"
+            )
+        if driver.get_autocommit():
+            raise _autocommit()
+        if not driver.client_flag & _FOUND_ROWS:
+            raise InvalidDatabase(
+                "the engine's connections count changed rows, not found ones, so an update that changes nothing would "
+                "look like a lost lease; connect with client_flag=pymysql.constants.CLIENT.FOUND_ROWS, as SQLAlchemy "
+                "does by itself"
+            )
+
+    def begin(self, driver: DriverConnection, *, lock_wait: float | None, idle: float) -> None:
+        """
+        Begin, with session variables where others are needed than before; the next chunk needs the same.
+
+        Only MariaDB ends idle transactions: on MySQL a stopped process keeps its locks until its connection breaks.
+        """
+        wanted = {} if lock_wait is None else {"innodb_lock_wait_timeout": max(1, math.ceil(lock_wait))}
+        if "MariaDB" in driver.get_server_info():
+            wanted["idle_transaction_timeout"] = max(1, math.ceil(idle))
+        if wanted != self._settings.get(driver, {}):
+            self.restore(driver)
+        if wanted and driver not in self._settings:
+            kept = [f"@batchkit_{name} = @@SESSION.{name}" for name in wanted]
+            driver.query(f"SET {', '.join(kept + [f'@@SESSION.{name} = {value}' for name, value in wanted.items()])}")
+            self._settings[driver] = wanted
+        driver.query("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        driver.query("START TRANSACTION")
+
+    def restore(self, driver: DriverConnection) -> None:
+        """Set the session variables back to what they were."""
+        settings = self._settings.pop(driver, None)
+        if settings:
+            driver.query(f"SET {', '.join(f'@@SESSION.{name} = @batchkit_{name}' for name in settings)}")
+
+    def is_in_transaction(self, driver: DriverConnection) -> bool:
+        """
+        Ask the server, whose every good reply tells it.
+
+        The last reply will not do: a deadlock ends the transaction, and an error does not tell. If the function went
+        on after one, what it wrote before would be lost and the checkpoint committed.
+        """
+        driver.ping(reconnect=False)
+        return bool(driver.server_status & _IN_TRANSACTION)
+
+    def abandon(self, driver: DriverConnection, *, cut: Engine | None) -> None:
+        """Kill its session: the server notices that a client is gone only when it wants to reply."""
+        # Not after the server broke off: it may have started anew, and have given the number to somebody else.
+        if cut is not None and not driver.open:
+            with cut.connect() as other:
+                other.exec_driver_sql(f"KILL {int(driver.thread_id())}")
+
+    @contextmanager
+    def migrating(self, tx: Connection, schema: str | None) -> Iterator[None]:
+        """Take a named lock of this connection, since each DDL statement commits; it ends with the connection too."""
+        name = f"batchkit {_MIGRATION_LOCK} {schema or tx.engine.url.database}"[:64]
+        if (
+            tx.execute(text("SELECT get_lock(:name, :seconds)"), {"name": name, "seconds": _MIGRATION_SECONDS}).scalar()
+            != 1
+        ):
+            raise TimeoutError(f"another process migrates these tables for more than {_MIGRATION_SECONDS} s")
+        try:
+            if schema:
+                tx.execute(text(f"CREATE DATABASE IF NOT EXISTS `{schema}`"))
+            yield
+        finally:
+            tx.execute(text("SELECT release_lock(:name)"), {"name": name})
+
+    def fault(self, error: BaseException) -> Fault | None:
+        """Go by the error's number."""
+        import pymysql  # noqa: PLC0415  an extra: only users of MySQL have it
+
+        original = _original(error)
+        if not isinstance(original, pymysql.Error):
+            return None
+        number = _mysql_number(original)
+        if number in _MYSQL_LOST or (number is None and isinstance(original, pymysql.InterfaceError)):
+            return Fault.LOST
+        if number in _MYSQL_READ_ONLY or (number == _MYSQL_OPTION_PREVENTS and "read" in str(original)):
+            return Fault.READ_ONLY
+        if number in _MYSQL_TRANSIENT or _lost_its_savepoint_to_a_deadlock(original):
+            return Fault.TRANSIENT
+        return None
+
+
+def _mysql_number(error: BaseException) -> int | None:
+    return error.args[0] if error.args and isinstance(error.args[0], int) else None
+
+
+def _lost_its_savepoint_to_a_deadlock(error: BaseException) -> bool:
+    """Tell whether *error* came of rolling back to a savepoint which had gone with the whole transaction."""
+    seen: BaseException | None = error if _mysql_number(error) == _MYSQL_NO_SUCH_SAVEPOINT else None
+    while seen is not None and _mysql_number(seen) != _MYSQL_DEADLOCK:
+        seen = seen.__context__
+    return seen is not None
+
+
 def dialect_named(name: str) -> Dialect:
     """
     Give the dialect that SQLAlchemy calls *name*.
@@ -256,7 +453,16 @@ def dialect_named(name: str) -> Dialect:
         return Postgres()
     if name == "sqlite":
         return Sqlite()
-    raise InvalidDatabase(f"batchkit keeps its tables in PostgreSQL or SQLite, not in {name}")
+    if name in ("mysql", "mariadb"):
+        return MySql()
+    raise InvalidDatabase(f"batchkit keeps its tables in PostgreSQL, MySQL, MariaDB or SQLite, not in {name}")
+
+
+def _autocommit() -> InvalidDatabase:
+    return InvalidDatabase(
+        "the engine is in AUTOCOMMIT, so a chunk's writes could not commit together with its checkpoint; "
+        'give batchkit an engine without isolation_level="AUTOCOMMIT"'
+    )
 
 
 def _original(error: BaseException) -> BaseException | None:

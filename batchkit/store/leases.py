@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Collection
 from dataclasses import replace
 from datetime import datetime, timezone
+from typing import Any
 
 from sqlalchemy import Connection, RowMapping
 
@@ -31,9 +32,14 @@ class Leases:
         self._database = database
         self._runs = runs
         self._statements = Statements(database.tables, database.clock)
+        dialect, statements = database.dialect, self._statements
         self._checkpoint = Rendered(
-            self._statements.checkpoint(one_writer=database.dialect.has_one_writer), database.engine
+            statements.checkpoint_with_standing(one_writer=dialect.has_one_writer)
+            if dialect.has_returning
+            else statements.checkpoint(one_writer=dialect.has_one_writer),
+            database.engine,
         )
+        self._standing = Rendered(statements.standing(), database.engine)
 
     def claimable(
         self, *, jobs: Collection[str], queues: Collection[str] | None, limit: int = 10
@@ -104,13 +110,13 @@ class Leases:
         """
         Move the partition on as part of the transaction that is open on *held*, and say how its run stands.
 
-        It is the last statement before the commit, so that the row is locked for a moment only.
+        Nothing comes between it and the commit, so that the row is locked for a moment only.
 
         Raises:
             LeaseLost: the lease is over; the transaction must be rolled back.
         """
-        row = held.execute(
-            self._checkpoint,
+        row = self._move_on(
+            held,
             {
                 "run_id": lease.run_id,
                 "number_": lease.number,
@@ -139,6 +145,13 @@ class Leases:
             carry=checkpoint.carry,
         )
         return moved, Standing(RunState(state), None if requested is None else Request(requested))
+
+    def _move_on(self, held: HeldConnection, values: dict[str, object]) -> Any:  # noqa: ANN401  a row of the driver's
+        if self._database.dialect.has_returning:
+            return held.execute(self._checkpoint, values)
+        if held.update(self._checkpoint, values) != 1:
+            return None
+        return held.execute(self._standing, {"run_id": values["run_id"]})
 
     def _locked_at(self, held: HeldConnection) -> str | None:
         if not self._database.dialect.has_one_writer:

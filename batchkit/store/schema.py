@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Column, Connection, MetaData, String, Table, inspect, select
 
 from batchkit.errors import SchemaMismatch
 from batchkit.store.database import Database
@@ -16,9 +16,6 @@ from batchkit.store.tables import VERSION_TABLE
 
 if TYPE_CHECKING:
     from alembic.config import Config
-
-#: Taken for the length of a migration, so that two processes do not migrate at once; any fixed number will do.
-_MIGRATION_LOCK = 7_246_801_553
 
 
 class Schema:
@@ -107,8 +104,8 @@ class Schema:
     def _version(self, tx: Connection) -> str | None:
         if not inspect(tx).has_table(VERSION_TABLE, schema=self._database.schema):
             return None
-        table = f'"{self._database.schema}".{VERSION_TABLE}' if self._database.schema else VERSION_TABLE
-        version: str | None = tx.execute(text(f"SELECT version_num FROM {table}")).scalar()  # noqa: S608  our own names
+        table = Table(VERSION_TABLE, MetaData(), Column("version_num", String), schema=self._database.schema)
+        version: str | None = tx.execute(select(table.c.version_num)).scalar()
         return version
 
     def _revisions(self) -> list[str]:
@@ -117,13 +114,10 @@ class Schema:
 
     @contextmanager
     def _locked(self) -> Iterator[Connection]:
-        with self._database.transaction() as tx:
-            if self._database.engine.dialect.name == "postgresql":
-                # For the length of this transaction only, so it is safe behind pgbouncer too.
-                tx.execute(text("SET LOCAL lock_timeout = 0"))
-                tx.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
-                if self._database.schema:
-                    tx.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{self._database.schema}"'))
+        with (
+            self._database.transaction() as tx,
+            self._database.dialect.migrating(tx, self._database.schema),
+        ):
             yield tx
 
     def _config(self, *, connection: Connection | None = None, output: io.StringIO | None = None) -> Config:

@@ -24,6 +24,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.sql.base import Executable
+from sqlalchemy.sql.dml import Update
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import Select
 
@@ -39,7 +40,12 @@ PATIENCE_SECONDS = 15.0
 
 
 class Statements:
-    """Builds the statements for the tables of one schema and one clock."""
+    """
+    Builds the statements for the tables of one schema and one clock.
+
+    MySQL sets the columns of an UPDATE one after the other, and a value sees those that were set before it: none may
+    read a column that the same statement sets, unless the same comes out.
+    """
 
     def __init__(self, tables: Tables, clock: Clock) -> None:
         self.run = tables.run
@@ -221,20 +227,19 @@ class Statements:
             .values(lease_seconds=lease.seconds * 2)
         )
 
-    def checkpoint(self, *, one_writer: bool) -> Executable:
+    def checkpoint(self, *, one_writer: bool) -> Update:
         """
-        Move a partition on, as the last statement of its chunk's transaction; it brings back how the run stands.
+        Move a partition on, as the last statement of its chunk's transaction that locks anything.
 
-        No row means that the lease is over. With *one_writer* the lease must have been live when the transaction took
-        the write lock: nobody can have claimed since, and nobody, we neither, could renew it.
+        No row found means that the lease is over. With *one_writer* the lease must have been live when the transaction
+        took the write lock: nobody can have claimed since, and nobody, we neither, could renew it.
         """
-        partition, run = self.partition.c, self.run.c
-        this_run = bindparam("run_id", type_=String)
+        partition = self.partition.c
         since = bindparam("locked_at", type_=String) if one_writer else self.clock.now()
         return (
             update(self.partition)
             .where(
-                partition.run_id == this_run,
+                partition.run_id == bindparam("run_id", type_=String),
                 partition.number == bindparam("number_", type_=Integer),
                 partition.fence == bindparam("fence_", type_=Integer),
                 partition.holder == bindparam("holder_", type_=String),
@@ -251,11 +256,19 @@ class Statements:
                 rate=bindparam("rate_", type_=Float),
                 lease_expires_at=self._renewed(bindparam("lease_", type_=Float)),
             )
-            .returning(
-                select(run.state).where(run.id == this_run).scalar_subquery(),
-                select(run.requested).where(run.id == this_run).scalar_subquery(),
-            )
         )
+
+    def checkpoint_with_standing(self, *, one_writer: bool) -> Executable:
+        """Move a partition on, and bring back how the run stands: no row means that the lease is over."""
+        run, this_run = self.run.c, bindparam("run_id", type_=String)
+        return self.checkpoint(one_writer=one_writer).returning(
+            select(run.state).where(run.id == this_run).scalar_subquery(),
+            select(run.requested).where(run.id == this_run).scalar_subquery(),
+        )
+
+    def standing(self) -> Select[Any]:
+        """Read how a run stands, where the checkpoint cannot bring it back; as it is committed, and without a lock."""
+        return select(self.run.c.state, self.run.c.requested).where(self.run.c.id == bindparam("run_id", type_=String))
 
     def release(self, lease: Lease, *, state: PartitionState, delay: float) -> Executable:
         """

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Table,
     Text,
 )
+from sqlalchemy.dialects import mysql
 
 from batchkit.states import PartitionKind, PartitionState, Request, RunState
 from batchkit.store.clock import UtcTime
@@ -32,6 +33,16 @@ _ID = String(26)
 _NAME = String(255)
 #: SQLite numbers rows by itself only where the type is exactly INTEGER.
 _SERIAL = BigInteger().with_variant(Integer(), "sqlite")
+#: MySQL's TEXT ends at 64 kB, and its FLOAT has 4 bytes.
+LONG_TEXT = Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+DOUBLE = Float().with_variant(mysql.DOUBLE(asdecimal=False), "mysql", "mariadb")
+
+#: How MySQL keeps a table: transactions at all, any character, and keys that differ by case as everywhere else.
+MYSQL_OPTIONS = {
+    f"{name}_{option}": value
+    for name in ("mysql", "mariadb")
+    for option, value in {"engine": "InnoDB", "charset": "utf8mb4", "collate": "utf8mb4_bin"}.items()
+}
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,7 @@ def tables(schema: str | None = None) -> Tables:
         metadata,
         Column("id", _ID, primary_key=True),
         Column("job", _NAME, nullable=False),
-        Column("params", Text, nullable=False),
+        Column("params", LONG_TEXT, nullable=False),
         Column("queue", _NAME, nullable=False),
         Column("state", _words(RunState), nullable=False),
         Column("requested", _words(Request)),
@@ -79,11 +90,11 @@ def tables(schema: str | None = None) -> Tables:
         Column("delivery", String(16), nullable=False),
         Column("total", BigInteger),
         Column("total_is_estimate", Boolean, nullable=False),
-        Column("identity", Text),
-        Column("fingerprint", Text),
-        Column("waiting_reason", Text),
-        Column("result", Text),
-        Column("error", Text),
+        Column("identity", LONG_TEXT),
+        Column("fingerprint", LONG_TEXT),
+        Column("waiting_reason", LONG_TEXT),
+        Column("result", LONG_TEXT),
+        Column("error", LONG_TEXT),
         Column("interruptions", Integer, nullable=False),
         Column("rerun_of", _ID),
         # The run whose failures this one tries again: they are its items.
@@ -94,7 +105,7 @@ def tables(schema: str | None = None) -> Tables:
         # Names the message that started the run: a copy of that message joins it.
         Column("start_key", _NAME),
         # That message, as its queue wrote it down, so that it can be sent again.
-        Column("message", Text),
+        Column("message", LONG_TEXT),
         # When to send the message of an ended run again; nothing is left to announce where this is empty.
         Column("announce_at", UtcTime),
         Column("announcing_until", UtcTime),
@@ -106,6 +117,7 @@ def tables(schema: str | None = None) -> Tables:
         Index("ix_batchkit_run_job", "job", "id"),
         Index("ix_batchkit_run_start_key", "start_key", unique=True),
         Index("ix_batchkit_run_announce", "announce_at"),
+        **MYSQL_OPTIONS,
     )
     partition = Table(
         "batchkit_partition",
@@ -114,20 +126,20 @@ def tables(schema: str | None = None) -> Tables:
         Column("number", Integer, nullable=False),
         Column("kind", _words(PartitionKind), nullable=False),
         Column("state", _words(PartitionState), nullable=False),
-        Column("cursor", Text),
-        Column("until", Text),
+        Column("cursor", LONG_TEXT),
+        Column("until", LONG_TEXT),
         Column("done", BigInteger, nullable=False),
         Column("failed", BigInteger, nullable=False),
         # Counts checkpoints: whether a commit whose reply was lost happened is seen by it.
         Column("seq", BigInteger, nullable=False),
-        Column("carry", Text, nullable=False),
+        Column("carry", LONG_TEXT, nullable=False),
         Column("chunk_size", Integer),
-        Column("rate", Float),
+        Column("rate", DOUBLE),
         Column("fence", BigInteger, nullable=False),
         # A random token beside the fence: a database that fails over asynchronously can give a number twice.
         Column("holder", String(32)),
         Column("worker", _NAME),
-        Column("lease_seconds", Float),
+        Column("lease_seconds", DOUBLE),
         Column("lease_expires_at", UtcTime),
         Column("claims", Integer, nullable=False),
         Column("due_at", UtcTime, nullable=False),
@@ -138,6 +150,7 @@ def tables(schema: str | None = None) -> Tables:
         PrimaryKeyConstraint("run_id", "number"),
         ForeignKeyConstraint(["run_id"], [run.c.id], ondelete="CASCADE"),
         Index("ix_batchkit_partition_due", "state", "due_at"),
+        **MYSQL_OPTIONS,
     )
     transition = Table(
         "batchkit_transition",
@@ -147,9 +160,10 @@ def tables(schema: str | None = None) -> Tables:
         Column("at", UtcTime, nullable=False),
         Column("before", _words(RunState)),
         Column("after", _words(RunState), nullable=False),
-        Column("reason", Text, nullable=False),
+        Column("reason", LONG_TEXT, nullable=False),
         Column("worker", _NAME),
         Index("ix_batchkit_transition_run", "run_id", "id"),
+        **MYSQL_OPTIONS,
     )
     failure = Table(
         "batchkit_failure",

@@ -52,7 +52,7 @@ class MariaDbServer:
 
     def __init__(self) -> None:
         self._root = unpacked("mariadb-server-core")
-        self._folder = Path(tempfile.mkdtemp(prefix="batchkit-maria-", dir="/tmp"))  # noqa: S108  a socket's path is short
+        self._folder = Path(tempfile.mkdtemp(prefix="batchkit-maria-", dir="/tmp"))
         self._process: subprocess.Popen[bytes] | None = None
         self.port = programs.free_port()
         try:
