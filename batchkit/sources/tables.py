@@ -149,6 +149,12 @@ class _Key:
             return self
         return replace(self, compared=type_coerce(self.expression, NULLTYPE))
 
+    def as_numbered(self) -> _Key:
+        """Give the same key with the numbers of an ENUM's words: MySQL orders by those, but compares the words."""
+        if not isinstance(self.column.type, EnumType):
+            return self
+        return replace(self, compared=type_coerce(self.expression, Integer) + 0)
+
     def behind(self, value: Any) -> ColumnElement[bool]:  # noqa: ANN401
         compared: ColumnElement[bool] = self.compared < value if self.descending else self.compared > value
         return compared
@@ -178,8 +184,12 @@ class _Walk:
         """Give the statements for a database, built once: SQLAlchemy then finds their text by the object."""
         name = bind.dialect.name
         if name not in self._statements:
-            keys = tuple(key.as_stored() for key in self.keys) if name == "sqlite" else self.keys
-            self._statements[name] = _Statements(self, keys)
+            keys, is_mysql = self.keys, name in ("mysql", "mariadb")
+            if is_mysql:
+                keys = tuple(key.as_numbered() for key in keys)
+            elif name == "sqlite":
+                keys = tuple(key.as_stored() for key in keys)
+            self._statements[name] = _Statements(self, keys, compares_tuples=not is_mysql)
         return self._statements[name]
 
     def ending_at(self, until: tuple[Any, ...]) -> _Walk:
@@ -189,8 +199,9 @@ class _Walk:
 class _Statements:
     """The statements that read a part of a walk, for one kind of database."""
 
-    def __init__(self, walk: _Walk, keys: tuple[_Key, ...]) -> None:
-        base = walk.selected if walk.until is None else walk.selected.where(~_behind(keys, _bound(keys, walk.until)))
+    def __init__(self, walk: _Walk, keys: tuple[_Key, ...], *, compares_tuples: bool) -> None:
+        behind = _behind if compares_tuples else _behind_by_cases
+        base = walk.selected if walk.until is None else walk.selected.where(~behind(keys, _bound(keys, walk.until)))
         columns = [key.compared.label(f"batchkit_key_{index}") for index, key in enumerate(keys)]
         self.keys_only: Select[Any] = base.with_only_columns(*columns, maintain_column_froms=True)
         self.last = self.keys_only.order_by(None).order_by(*(key.reverse for key in keys)).limit(1)
@@ -203,7 +214,7 @@ class _Statements:
         self.first = ordered.with_for_update() if walk.for_update else ordered
         self.names = tuple(f"batchkit_after_{index}" for index in range(len(keys)))
         binds = tuple(bindparam(name, type_=key.type) for name, key in zip(self.names, keys, strict=True))
-        self.next = self.first.where(_behind(keys, binds))
+        self.next = self.first.where(behind(keys, binds))
 
 
 class _Rows(Generic[T]):
@@ -312,7 +323,17 @@ def _behind(keys: Sequence[_Key], values: Sequence[Any]) -> ColumnElement[bool]:
         here = tuple_(*(key.compared for key in keys))
         there = tuple_(*values)
         return here < there if keys[0].descending else here > there
-    # Mixed directions have no comparison of their own. The first condition is implied, and lets an index be used.
+    return _behind_by_cases(keys, values)
+
+
+def _behind_by_cases(keys: Sequence[_Key], values: Sequence[Any]) -> ColumnElement[bool]:
+    """
+    Say the same where there is no comparison of tuples, which have one direction, or none that uses an index: MySQL's.
+
+    The first condition is implied, and lets an index be used.
+    """
+    if len(keys) == 1:
+        return keys[0].behind(values[0])
     cases = [
         and_(
             *(key.compared == value for key, value in zip(keys[:index], values[:index], strict=True)),

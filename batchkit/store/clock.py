@@ -33,8 +33,9 @@ class UtcTime(TypeDecorator[datetime]):
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """Choose the column's type in the database."""
-        kinds = {"sqlite": String(26), **dict.fromkeys(_MYSQL, mysql.DATETIME(fsp=6))}
-        return dialect.type_descriptor(kinds.get(dialect.name, DateTime(timezone=True)))
+        if dialect.name in _MYSQL:
+            return dialect.type_descriptor(mysql.DATETIME(fsp=6))
+        return dialect.type_descriptor(String(26) if dialect.name == "sqlite" else DateTime(timezone=True))
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:  # noqa: ANN401
         """Turn a moment into what the driver takes."""

@@ -341,7 +341,7 @@ class MySql:
         return {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
 
     def check(self, driver: DriverConnection) -> None:
-        """Refuse another driver, AUTOCOMMIT, and counts that leave out rows which an UPDATE found but did not change."""
+        """Refuse another driver, AUTOCOMMIT, and counts without the rows that an UPDATE found but did not change."""
         if not hasattr(driver, "server_status"):
             raise InvalidDatabase(
                 f"{type(driver).__module__} does not tell whether its transaction is still open, so a chunk that was "

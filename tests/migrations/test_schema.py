@@ -196,7 +196,7 @@ def test_a_read_only_file_says_so(sqlite_url: str):
         ("sqlite://", "in memory"),
         ("sqlite:///:memory:", "in memory"),
         ("not a url", "is not a database URL"),
-        ("oracle://x", "PostgreSQL or SQLite, not in oracle"),
+        ("oracle://x", "PostgreSQL, MySQL, MariaDB or SQLite, not in oracle"),
         ("postgresql+nothing://x", "driver"),
     ],
 )
