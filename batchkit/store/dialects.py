@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+import re
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -325,6 +326,10 @@ _FOUND_ROWS = 2
 _IN_TRANSACTION = 1
 
 
+_MARIADB_AT_LEAST = (10, 6)
+_MYSQL_AT_LEAST = (8, 0)
+
+
 class MySql:
     """MySQL and MariaDB through PyMySQL."""
 
@@ -355,6 +360,19 @@ class MySql:
                 "look like a lost lease; connect with client_flag=pymysql.constants.CLIENT.FOUND_ROWS, as SQLAlchemy "
                 "does by itself"
             )
+
+    def server(self, driver: DriverConnection) -> Server:
+        """Ask for the version, and whether writes are refused."""
+        with driver.cursor() as cursor:
+            cursor.execute("SELECT VERSION(), @@GLOBAL.read_only")
+            said, read_only = cursor.fetchone()
+        is_mariadb = "MariaDB" in said
+        return Server(
+            name="MariaDB" if is_mariadb else "MySQL",
+            version=tuple(int(part) for part in re.findall(r"\d+", said)[:2]),
+            at_least=_MARIADB_AT_LEAST if is_mariadb else _MYSQL_AT_LEAST,
+            refuses_writes="read_only is on" if read_only else None,
+        )
 
     def begin(self, driver: DriverConnection, *, lock_wait: float | None, idle: float) -> None:
         """
