@@ -53,7 +53,7 @@ class BatchKit:
     Building one makes it the kit that `@batched` jobs use. Nothing is connected to before it is needed.
 
     Args:
-        database: a URL or an engine, PostgreSQL or SQLite. Without one: the environment variable
+        database: a URL or an engine: PostgreSQL, MySQL, MariaDB or SQLite. Without one: the environment variable
             BATCHKIT_DATABASE_URL, else the embedded default, a file `batchkit.db` here, whose tables make themselves.
         queue: what wakes workers up; by default the built-in `LocalQueue`.
         schema: the schema that holds batchkit's tables.
