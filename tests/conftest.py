@@ -126,6 +126,22 @@ def redis_url(redis_server: RedisServer) -> str:
     return redis_server.url(next(_redis_databases))
 
 
+@pytest.fixture(params=["postgresql", "mysql"])
+def server_url(request: pytest.FixtureRequest) -> str:
+    """Run the test on each database with a server in turn, where two transactions really run at once."""
+    fixture = {"postgresql": "postgres_url", "mysql": "mysql_url"}[request.param]
+    url: str = request.getfixturevalue(fixture)
+    return url
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest, server_url: str) -> PostgresServer | MariaDbServer:
+    """Give the server that has `server_url`."""
+    name = "postgres_server" if server_url.startswith("postgresql") else "mariadb_server"
+    made: PostgresServer | MariaDbServer = request.getfixturevalue(name)
+    return made
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say at the very end what did not run, and why: a skipped test is easily taken for a passed one."""
     reasons = Counter(

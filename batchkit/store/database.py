@@ -273,7 +273,10 @@ class HeldConnection:
             ChunkTorn: it did; what it wrote before may be committed or lost, and the chunk must not be counted.
         """
         if self._torn is None and not self._database.dialect.is_in_transaction(self._driver):
-            self._torn = "the function ended the transaction with a statement of its own (COMMIT, DDL, a script)"
+            self._torn = (
+                "the function ended the transaction with a statement of its own (COMMIT, DDL, a script), "
+                "or went on after an error that had ended it (a deadlock)"
+            )
         if self._torn is not None:
             raise self._error(self._torn)
 

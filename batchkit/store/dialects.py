@@ -287,32 +287,10 @@ class Sqlite:
         return Fault.READ_ONLY if "readonly" in str(original) else None
 
 
-#: The error numbers of MySQL and MariaDB that say that the connection is gone, or is not to be had: those of the client
-#: library (2000 and more), of a server that goes down, and of a session that was killed or idle for too long.
-_MYSQL_LOST = frozenset(
-    {
-        0,
-        1053,
-        1077,
-        1079,
-        1152,
-        1158,
-        1159,
-        1160,
-        1161,
-        1184,
-        1927,
-        2002,
-        2003,
-        2006,
-        2013,
-        2014,
-        2026,
-        2027,
-        2055,
-        4031,
-    }
-)
+#: The connection is gone, or is not to be had, says the client: PyMySQL gives 0 for one that it has closed already.
+_MYSQL_CLIENT_LOST = frozenset({0, 2002, 2003, 2006, 2013, 2014, 2026, 2027, 2055})
+#: A server says so that goes down, or ends a session that was killed or idle for too long.
+_MYSQL_SERVER_LEAVES = frozenset({1053, 1077, 1079, 1152, 1158, 1159, 1160, 1161, 1184, 1927, 4031})
 #: A lock that was waited for (the transaction is still open), a deadlock (it is not), too many connections or
 #: transactions, and under an isolation of the user's own a row that changed since it was read.
 _MYSQL_TRANSIENT = frozenset({1020, 1040, 1203, 1205, 1206, 1213, 1226, 1637, 3572})
@@ -439,7 +417,9 @@ class MySql:
         if not isinstance(original, pymysql.Error):
             return None
         number = _mysql_number(original)
-        if number in _MYSQL_LOST or (number is None and isinstance(original, pymysql.InterfaceError)):
+        # Asked for the state of a connection that it has closed, PyMySQL has neither number nor class for it.
+        is_closed = number is None and type(original) in (pymysql.Error, pymysql.InterfaceError)
+        if is_closed or number in _MYSQL_CLIENT_LOST | _MYSQL_SERVER_LEAVES:
             return Fault.LOST
         if number in _MYSQL_READ_ONLY or (number == _MYSQL_OPTION_PREVENTS and "read" in str(original)):
             return Fault.READ_ONLY

@@ -12,6 +12,7 @@ import pytest
 from batchkit import BatchKit, Run, RunState
 from tests.acceptance import app
 from tests.acceptance.workers import Worker, crew
+from tests.servers.mariadb import MariaDbServer
 from tests.servers.postgres import PostgresServer
 from tests.waiting import eventually
 
@@ -83,9 +84,9 @@ def test_a_worker_stopped_past_its_lease_between_chunks_cannot_commit_when_it_go
 
 
 @pytest.mark.timeout(180)
-def test_a_worker_stopped_past_its_lease_in_a_chunk_loses_its_locks_and_its_chunk(postgres_url: str, tmp_path: Path):
+def test_a_worker_stopped_past_its_lease_in_a_chunk_loses_its_locks_and_its_chunk(server_url: str, tmp_path: Path):
     # Not on SQLite: a process that is stopped inside a transaction keeps the whole file locked until it goes on.
-    _stop_and_go_on(postgres_url, tmp_path, app.STOPS_IN_CHUNK)
+    _stop_and_go_on(server_url, tmp_path, app.STOPS_IN_CHUNK)
 
 
 def _stop_and_go_on(url: str, folder: Path, fault: str) -> None:
@@ -130,31 +131,30 @@ def test_a_signal_ends_a_worker_after_the_chunk_in_flight_and_fails_nothing(
 
 @pytest.mark.timeout(180)
 def test_a_database_that_restarts_in_the_middle_of_a_run_loses_and_doubles_nothing(
-    postgres_server: PostgresServer, postgres_url: str, tmp_path: Path
+    server: PostgresServer | MariaDbServer, server_url: str, tmp_path: Path
 ):
     items = 6_000
-    kit = app.prepare(postgres_url, items=items)
-    with crew(postgres_url, tmp_path) as start:
+    kit = app.prepare(server_url, items=items)
+    with crew(server_url, tmp_path) as start:
         run = app.count_items.start()
         workers = [start(), start()]
         done = 0
         for immediate in (True, False, True):
             done = _moved(run, beyond=done + 500, workers=workers)
-            postgres_server.restart(immediate=immediate)
-        _check(run, postgres_url, items=items, workers=workers)
+            server.restart(immediate=immediate)
+        _check(run, server_url, items=items, workers=workers)
         assert all(worker.is_alive for worker in workers)
     kit.close()
 
 
 @pytest.mark.timeout(180)
 def test_connections_that_are_cut_again_and_again_lose_and_double_nothing(
-    postgres_server: PostgresServer, postgres_url: str, tmp_path: Path
+    server: PostgresServer | MariaDbServer, server_url: str, tmp_path: Path
 ):
     items = 6_000
-    name = postgres_url.rsplit("/", 1)[1]
-    cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
-    kit = app.prepare(postgres_url, items=items)
-    with crew(postgres_url, tmp_path) as start:
+    name = server_url.rsplit("/", 1)[1]
+    kit = app.prepare(server_url, items=items)
+    with crew(server_url, tmp_path) as start:
         run = app.count_items.start()
         workers = [start()]
         done = 0
@@ -162,9 +162,8 @@ def test_connections_that_are_cut_again_and_again_lose_and_double_nothing(
             if run.refresh().has_ended:
                 break
             done = _moved(run, beyond=done, workers=workers)
-            with postgres_server.connect() as connection:
-                connection.execute(cut, (name,))
-        _check(run, postgres_url, items=items, workers=workers)
+            server.disconnect(name)
+        _check(run, server_url, items=items, workers=workers)
     kit.close()
 
 

@@ -205,14 +205,14 @@ def test_databases_that_cannot_be_used_are_refused_when_the_kit_is_built(url: st
         BatchKit(url)
 
 
-def test_an_engine_in_autocommit_is_refused(postgres_url: str):
-    engine = create_engine(postgres_url, isolation_level="AUTOCOMMIT")
+def test_an_engine_in_autocommit_is_refused(server_url: str):
+    engine = create_engine(server_url, isolation_level="AUTOCOMMIT")
     with closing(BatchKit(engine)) as kit, pytest.raises(InvalidDatabase, match="AUTOCOMMIT"):
         kit.runs()
 
 
-def test_an_engine_of_the_users_own_isolation_works_in_read_committed(postgres_url: str):
-    engine = create_engine(postgres_url, isolation_level="SERIALIZABLE")
+def test_an_engine_of_the_users_own_isolation_works_in_read_committed(server_url: str):
+    engine = create_engine(server_url, isolation_level="SERIALIZABLE")
     levels: list[str] = []
 
     def work(chunk) -> None:

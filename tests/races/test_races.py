@@ -1,4 +1,4 @@
-"""Two at once, in both orders: each on connections and threads of its own, on both databases."""
+"""Two at once, in both orders: each on connections and threads of its own, on each database."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from batchkit.errors import LeaseLost
 from batchkit.model import NewRun, Plan, Range
 from batchkit.states import RunState
 from batchkit.store import HeldConnection
+from tests.servers.locks import anybody_waits
 from tests.store.conftest import Bench, next_checkpoint
 from tests.waiting import eventually
 
@@ -26,9 +27,9 @@ def bench(database_url: str) -> Iterator[Bench]:
 
 
 @pytest.fixture
-def postgres_bench(postgres_url: str) -> Iterator[Bench]:
-    """Give a store with its tables on PostgreSQL, where two transactions really run at once."""
-    with closing(Bench(postgres_url)) as made:
+def server_bench(server_url: str) -> Iterator[Bench]:
+    """Give a store with its tables on each database where two transactions really run at once."""
+    with closing(Bench(server_url)) as made:
         yield made
 
 
@@ -46,7 +47,7 @@ def _both(first: Callable[[], object], second: Callable[[], object]) -> list[Fut
 
 def _waits_for_a_lock(bench: Bench) -> bool:
     with bench.store.database.connect() as tx:
-        return bool(tx.execute(text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")).scalar())
+        return anybody_waits(tx)
 
 
 @pytest.mark.parametrize("attempt", range(5))
@@ -60,9 +61,9 @@ def test_two_claims_of_one_partition_have_one_winner(bench: Bench, attempt: int)
     assert 1 == sum(lease is not None for lease in leases)
 
 
-def test_stale_worker_against_new_owner_when_the_checkpoint_comes_first(postgres_bench: Bench):
+def test_stale_worker_against_new_owner_when_the_checkpoint_comes_first(server_bench: Bench):
     """The claim waits for the checkpoint's row lock, then sees a renewed lease and takes nothing."""
-    bench = postgres_bench
+    bench = server_bench
     lease = bench.claim(bench.start(), seconds=10)
     held = HeldConnection(bench.store.database, lease.run_id)
     held.begin(idle=60)
@@ -79,9 +80,9 @@ def test_stale_worker_against_new_owner_when_the_checkpoint_comes_first(postgres
     assert 1 == bench.store.leases.position(lease).seq
 
 
-def test_stale_worker_against_new_owner_when_the_claim_comes_first(postgres_bench: Bench):
+def test_stale_worker_against_new_owner_when_the_claim_comes_first(server_bench: Bench):
     """The checkpoint waits for the claim's row lock, then finds another fence and moves nothing."""
-    bench = postgres_bench
+    bench = server_bench
     stale = bench.claim(bench.start(), seconds=10)
     bench.pass_time(11)
     statements = bench.store.leases._statements  # noqa: SLF001  the claim is stopped between its statement and its commit

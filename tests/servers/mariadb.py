@@ -127,12 +127,18 @@ class MariaDbServer:
 
     def drop_database(self, name: str) -> None:
         """Remove a database, whoever is connected to it."""
+        self.disconnect(name)
+        with self.connect() as query:
+            query.execute(f"DROP DATABASE IF EXISTS {name}")
+
+    def disconnect(self, name: str) -> None:
+        """Cut all connections to a database."""
         with self.connect() as query:
             query.execute("SELECT id FROM information_schema.processlist WHERE db = %s", (name,))
             for (number,) in query.fetchall():
+                # It may have gone by itself.
                 with contextlib.suppress(pymysql.Error):
                     query.execute(f"KILL {number}")
-            query.execute(f"DROP DATABASE IF EXISTS {name}")
 
     @contextlib.contextmanager
     def connect(self) -> Iterator[Cursor]:

@@ -1,4 +1,4 @@
-"""A wire between a worker and PostgreSQL that can be cut at a COMMIT, before or after the server has seen it."""
+"""A wire between a worker and its database that can be cut at a COMMIT, before or after the server has seen it."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Column, Integer, MetaData, Table, create_engine, func, insert, select
+from sqlalchemy import Column, Connection, Integer, MetaData, Table, create_engine, func, insert, select
 
 from batchkit import BatchKit, Chunk, batched
 from batchkit.queues import InlineQueue
@@ -37,6 +37,12 @@ class Ledger:
 def write(chunk: Chunk[int]) -> None:
     """Write a chunk's items into the ledger."""
     chunk.connection.execute(insert(ledger), [{"item": item} for item in chunk])
+
+
+def sleep(connection: Connection, seconds: float) -> None:
+    """Keep the database's server busy."""
+    function = {"postgresql": func.pg_sleep, "mysql": func.sleep}[connection.dialect.name]
+    connection.execute(select(function(seconds)))
 
 
 @pytest.fixture

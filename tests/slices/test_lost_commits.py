@@ -10,30 +10,31 @@ from sqlalchemy import insert
 
 from batchkit import BatchKit, Chunk, Finish, RunState, span
 from batchkit.queues import InlineQueue
+from tests.servers.mariadb import MariaDbServer
 from tests.servers.postgres import PostgresServer
 from tests.servers.proxy import CommitCutter, Cut, cutter
 from tests.slices.conftest import Ledger, job, ledger, write
 
 
 @pytest.fixture
-def ledger_there(postgres_url: str) -> Iterator[Ledger]:
+def ledger_there(server_url: str) -> Iterator[Ledger]:
     """Give the ledger, reached without the wire that is cut."""
-    made = Ledger(postgres_url)
+    made = Ledger(server_url)
     yield made
     made.engine.dispose()
 
 
 @pytest.fixture
-def wire(postgres_server: PostgresServer) -> Iterator[CommitCutter]:
+def wire(server: PostgresServer | MariaDbServer) -> Iterator[CommitCutter]:
     """Give a wire to the server that can be cut."""
-    with cutter(postgres_server.port) as made:
+    with cutter(server.port) as made:
         yield made
 
 
 @pytest.fixture
-def kit_on_wire(postgres_server: PostgresServer, postgres_url: str, wire: CommitCutter) -> Iterator[BatchKit]:
+def kit_on_wire(server: PostgresServer | MariaDbServer, server_url: str, wire: CommitCutter) -> Iterator[BatchKit]:
     """Give a kit whose every word goes over the wire."""
-    url = postgres_url.replace(f":{postgres_server.port}/", f":{wire.port}/")
+    url = server_url.replace(f":{server.port}/", f":{wire.port}/")
     with closing(BatchKit(url, queue=InlineQueue())) as made:
         made.migrate()
         yield made

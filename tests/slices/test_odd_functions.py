@@ -22,7 +22,7 @@ from batchkit.job import JOBS
 from batchkit.model import Lease
 from batchkit.queues import InlineQueue, LocalQueue
 from batchkit.stopping import Stop
-from tests.slices.conftest import Ledger, job, ledger, write
+from tests.slices.conftest import Ledger, job, ledger, sleep, write
 
 
 class _Mute(Exception):
@@ -280,12 +280,12 @@ def test_a_file_that_is_edited_in_place_at_the_same_size_is_not_read_on(kit: Bat
     assert "was changed while it was read" in str(run.error)
 
 
-def test_a_chunk_that_is_always_too_long_says_so_where_people_look(postgres_url: str):
-    with closing(BatchKit(postgres_url, queue=LocalQueue())) as kit:
+def test_a_chunk_that_is_always_too_long_says_so_where_people_look(server_url: str):
+    with closing(BatchKit(server_url, queue=LocalQueue())) as kit:
         kit.migrate()
         slow = job(
             span(1),
-            lambda chunk: chunk.connection.execute(text("SELECT pg_sleep(1.5)")),
+            lambda chunk: sleep(chunk.connection, 1.5),
             lease=0.3,
             chunk_timeout=0.3,
         )

@@ -67,9 +67,9 @@ def bench(database_url: str) -> Iterator[Bench]:
 
 
 @pytest.fixture
-def postgres_bench(postgres_url: str) -> Iterator[Bench]:
-    """Give a store with its tables on PostgreSQL."""
-    with closing(Bench(postgres_url)) as made:
+def server_bench(server_url: str) -> Iterator[Bench]:
+    """Give a store with its tables on each database where two transactions really run at once."""
+    with closing(Bench(server_url)) as made:
         yield made
 
 

@@ -119,8 +119,8 @@ def test_a_renewal_does_not_bring_an_ended_lease_back(bench: Bench):
     assert not bench.store.leases.renew(lease)
 
 
-def test_a_chunk_longer_than_its_lease_commits_if_it_was_renewed_meanwhile(postgres_bench: Bench):
-    bench = postgres_bench
+def test_a_chunk_longer_than_its_lease_commits_if_it_was_renewed_meanwhile(server_bench: Bench):
+    bench = server_bench
     lease = bench.claim(bench.start())
     held = HeldConnection(bench.store.database, lease.run_id)
     held.begin(idle=60)
@@ -148,8 +148,8 @@ def test_on_sqlite_a_chunk_may_outlast_its_lease_since_nobody_can_claim_while_it
     assert bench.store.leases.position(lease).is_live
 
 
-def test_the_moment_of_a_checkpoint_is_its_own_and_not_its_transactions_start(postgres_bench: Bench):
-    bench = postgres_bench
+def test_the_moment_of_a_checkpoint_is_its_own_and_not_its_transactions_start(server_bench: Bench):
+    bench = server_bench
     lease = bench.claim(bench.start())
     held = HeldConnection(bench.store.database, lease.run_id)
     held.begin(idle=60)

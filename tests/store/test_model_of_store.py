@@ -162,8 +162,8 @@ def _machine_on(database: str) -> type[Workers]:
 
 
 @pytest.mark.timeout(300)
-def test_no_order_of_steps_loses_or_doubles_an_item_on_postgresql(postgres_url: str):
-    run_state_machine_as_test(_machine_on(postgres_url), settings=_settings(examples=60))
+def test_no_order_of_steps_loses_or_doubles_an_item_on_a_server(server_url: str):
+    run_state_machine_as_test(_machine_on(server_url), settings=_settings(examples=60))
 
 
 @pytest.mark.timeout(300)
