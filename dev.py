@@ -125,7 +125,7 @@ def install() -> None:
     say("Installing batchkit and its tools into it (needs the package index; about a minute the first time)")
     started = time.monotonic()
     pip = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-    run([*pip, "--editable", f"{ROOT}[dev,postgres]"])
+    run([*pip, "--editable", f"{ROOT}[dev,postgres,mysql]"])
     say(f"Installed in {time.monotonic() - started:.0f} s")
 
 

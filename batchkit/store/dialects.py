@@ -407,7 +407,9 @@ class MySql:
                 tx.execute(text(f"CREATE DATABASE IF NOT EXISTS `{schema}`"))
             yield
         finally:
-            tx.execute(text("SELECT release_lock(:name)"), {"name": name})
+            # With its connection the lock is gone too.
+            if not tx.invalidated:
+                tx.execute(text("SELECT release_lock(:name)"), {"name": name})
 
     def fault(self, error: BaseException) -> Fault | None:
         """Go by the error's number."""

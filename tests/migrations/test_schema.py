@@ -213,12 +213,22 @@ def test_an_engine_in_autocommit_is_refused(server_url: str):
 
 def test_an_engine_of_the_users_own_isolation_works_in_read_committed(server_url: str):
     engine = create_engine(server_url, isolation_level="SERIALIZABLE")
-    levels: list[str] = []
+    elsewhere = create_engine(server_url, isolation_level="AUTOCOMMIT")
+    count = text("SELECT count(*) FROM probe")
+    seen: list[int] = []
 
     def work(chunk) -> None:
-        levels.append(chunk.connection.execute(text("SHOW transaction_isolation")).scalar_one())
+        seen.append(chunk.connection.execute(count).scalar_one())
+        with elsewhere.connect() as other:
+            other.execute(text("INSERT INTO probe VALUES (1)"))
+        # Under any stricter isolation it would see what it saw.
+        seen.append(chunk.connection.execute(count).scalar_one())
 
+    with elsewhere.connect() as other:
+        other.execute(text("CREATE TABLE probe (id INTEGER)"))
     with closing(BatchKit(engine, queue=InlineQueue())) as kit:
         kit.migrate()
         job(span(3), work).start()
-    assert ["read committed"] == levels
+    assert [0, 1] == seen
+    elsewhere.dispose()
+    engine.dispose()
