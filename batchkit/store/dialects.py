@@ -292,8 +292,8 @@ _MYSQL_CLIENT_LOST = frozenset({0, 2002, 2003, 2006, 2013, 2014, 2026, 2027, 205
 #: A server says so that goes down, or ends a session that was killed or idle for too long.
 _MYSQL_SERVER_LEAVES = frozenset({1053, 1077, 1079, 1152, 1158, 1159, 1160, 1161, 1184, 1927, 4031})
 #: A lock that was waited for (the transaction is still open), a deadlock (it is not), too many connections or
-#: transactions, and under an isolation of the user's own a row that changed since it was read.
-_MYSQL_TRANSIENT = frozenset({1020, 1040, 1203, 1205, 1206, 1213, 1226, 1637, 3572})
+#: transactions, a node of Galera that is not ready, and a row that changed since it was read.
+_MYSQL_TRANSIENT = frozenset({1020, 1040, 1047, 1203, 1205, 1206, 1213, 1226, 1637, 3572})
 _MYSQL_READ_ONLY = frozenset({1792, 1836})
 #: A server option forbids the statement; --read-only is one of several.
 _MYSQL_OPTION_PREVENTS = 1290

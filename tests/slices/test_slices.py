@@ -31,6 +31,7 @@ from batchkit.job import JOBS
 from batchkit.queues import InlineQueue, LocalQueue
 from batchkit.slicing import Ending
 from batchkit.stopping import Stop
+from tests.servers.mariadb import MariaDbServer
 from tests.servers.postgres import PostgresServer
 from tests.slices.conftest import Ledger, job, ledger, write
 from tests.waiting import eventually
@@ -388,6 +389,33 @@ def test_a_chunk_costs_one_statement_and_no_commit_more_on_postgresql(
     log = postgres_server.log(tail=1_000_000)
     found = re.findall(r"LOG:  (?:statement|execute [^:]*): (.*(?:\n\t.*)*)", log)
     _check_cost([" ".join(statement.split()) for statement in found])
+
+
+def test_a_chunk_costs_no_commit_and_three_round_trips_more_on_mysql(mysql_url: str, mariadb_server: MariaDbServer):
+    with mariadb_server.connect() as query:
+        query.execute("SET GLOBAL log_output = 'TABLE', GLOBAL general_log = ON")
+        _work_twelve_chunks(mysql_url)
+        query.execute("SET GLOBAL general_log = OFF")
+        query.execute("SELECT thread_id, command_type, argument FROM mysql.general_log")
+        said = [(thread, f"{kind} {' '.join(argument.split())}") for thread, kind, argument in query.fetchall()]
+        query.execute("TRUNCATE TABLE mysql.general_log")
+    (slice_,) = {thread for thread, each in said if each.startswith("Query UPDATE batchkit_partition SET `cursor`")}
+    mine = [each for thread, each in said if thread == slice_ and not each.startswith("Query SET @")]
+    # Before the first chunk is the plan, behind the last the read that finds nothing. The log leaves out the ping.
+    first = next(i for i, each in enumerate(mine) if each.startswith("Query INSERT INTO ledger")) - 3
+    wanted = [
+        "Query SET TRANSACTION ISOLATION LEVEL READ COMMITTED",
+        "Query START TRANSACTION",
+        "Query SELECT source.id",
+        "Query INSERT INTO ledger",
+        "Query UPDATE batchkit_partition SET `cursor`",
+        "Query SELECT batchkit_run.state",
+        "Query COMMIT",
+    ]
+    chunks = mine[first : first + 12 * len(wanted)]
+    for index, each in enumerate(chunks):
+        assert each.startswith(wanted[index % len(wanted)]), chunks[: index + 1]
+    assert 12 == sum(each.startswith("Query INSERT INTO ledger") for each in mine)
 
 
 # Two databases
