@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
-from batchkit.errors import InvalidDatabase
+from batchkit.errors import DatabaseUnavailable, InvalidDatabase
 
 # Any: the drivers' connections and cursors have no common type.
 DriverConnection = Any
@@ -397,11 +397,12 @@ class MySql:
     def migrating(self, tx: Connection, schema: str | None) -> Iterator[None]:
         """Take a named lock of this connection, since each DDL statement commits; it ends with the connection too."""
         name = f"batchkit {_MIGRATION_LOCK} {schema or tx.engine.url.database}"[:64]
-        if (
-            tx.execute(text("SELECT get_lock(:name, :seconds)"), {"name": name, "seconds": _MIGRATION_SECONDS}).scalar()
-            != 1
-        ):
-            raise TimeoutError(f"another process migrates these tables for more than {_MIGRATION_SECONDS} s")
+        asked = tx.execute(text("SELECT get_lock(:name, :seconds)"), {"name": name, "seconds": _MIGRATION_SECONDS})
+        if asked.scalar() != 1:
+            raise DatabaseUnavailable(
+                tx.engine.url.render_as_string(hide_password=True),
+                f"another process has been migrating its tables for {_MIGRATION_SECONDS} s; see what it waits for",
+            )
         try:
             if schema:
                 tx.execute(text(f"CREATE DATABASE IF NOT EXISTS `{schema}`"))

@@ -12,7 +12,7 @@ import pymysql
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Engine, create_engine, event, select, text
+from sqlalchemy import Engine, create_engine, event, inspect, select, text
 from sqlalchemy.exc import DBAPIError
 
 from batchkit import BatchKit, Chunk, RunState, span
@@ -258,3 +258,16 @@ def test_urls_of_other_schemes_mean_the_same(mysql_url: str, done: Ledger, schem
 )
 def test_errors_mean_what_their_number_says(error: tuple[int, str], fault: Fault | None):
     assert fault is MySql().fault(pymysql.err.OperationalError(*error))
+
+
+def test_a_schema_is_a_database_of_its_own(mysql_url: str, mariadb_server: MariaDbServer, done: Ledger):
+    name = f"{mysql_url.rsplit('/', 1)[1]}_b"
+    try:
+        with closing(BatchKit(mysql_url, queue=InlineQueue(), schema=name)) as kit:
+            kit.migrate()
+            kit.migrate()
+            assert RunState.SUCCEEDED == job(span(5), write).start().state
+        assert list(range(5)) == done.items()
+        assert {"ledger", "quarrel"} == set(inspect(done.engine).get_table_names())
+    finally:
+        mariadb_server.drop_database(name)
