@@ -102,7 +102,7 @@ def tables(schema: str | None = None) -> Tables:
         Column("failures_of", _ID),
         # How often a chunk was tried again, and why the last time.
         Column("retries", Integer, nullable=False, server_default="0"),
-        Column("retry_reason", Text),
+        Column("retry_reason", LONG_TEXT),
         # Names the message that started the run: a copy of that message joins it.
         Column("start_key", _NAME),
         # That message, as its queue wrote it down, so that it can be sent again.
@@ -173,12 +173,12 @@ def tables(schema: str | None = None) -> Tables:
         Column("run_id", _ID, ForeignKey(run.c.id, ondelete="CASCADE"), nullable=False),
         Column("partition", Integer, nullable=False),
         # The item is the one behind `after`, and `cursor` is its own.
-        Column("after", Text),
-        Column("cursor", Text, nullable=False),
-        Column("item", Text, nullable=False),
+        Column("after", LONG_TEXT),
+        Column("cursor", LONG_TEXT, nullable=False),
+        Column("item", LONG_TEXT, nullable=False),
         Column("error_type", _NAME, nullable=False),
-        Column("message", Text, nullable=False),
-        Column("traceback", Text, nullable=False),
+        Column("message", LONG_TEXT, nullable=False),
+        Column("traceback", LONG_TEXT, nullable=False),
         Column("attempts", Integer, nullable=False),
         Column("failed_at", UtcTime, nullable=False),
         # The run that tried it again last, and when that succeeded.
@@ -186,5 +186,6 @@ def tables(schema: str | None = None) -> Tables:
         Column("resolved_at", UtcTime),
         Index("ix_batchkit_failure_run", "run_id", "id"),
         Index("ix_batchkit_failure_retried_by", "retried_by", "id"),
+        **MYSQL_OPTIONS,
     )
     return Tables(metadata=metadata, run=run, partition=partition, transition=transition, failure=failure)
