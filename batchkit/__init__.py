@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from batchkit.app import BatchKit
-    from batchkit.chunk import Chunk, Finish
+    from batchkit.chunk import Chunk, Finish, current_chunk, current_session
     from batchkit.decorator import batched
     from batchkit.errors import BatchkitError
-    from batchkit.job import Job
-    from batchkit.model import Partition, Progress, RunError, Transition
+    from batchkit.job import EachJob, Job
+    from batchkit.model import Failure, Partition, Progress, RunError, Transition
     from batchkit.run import Run
     from batchkit.sources import Source, csv_rows, items, json_lines, rows, span
     from batchkit.states import RunState
@@ -25,6 +25,8 @@ _HOMES = {
     "BatchKit": "batchkit.app",
     "BatchkitError": "batchkit.errors",
     "Chunk": "batchkit.chunk",
+    "EachJob": "batchkit.job",
+    "Failure": "batchkit.model",
     "Finish": "batchkit.chunk",
     "Job": "batchkit.job",
     "Partition": "batchkit.model",
@@ -36,6 +38,8 @@ _HOMES = {
     "Transition": "batchkit.model",
     "batched": "batchkit.decorator",
     "csv_rows": "batchkit.sources",
+    "current_chunk": "batchkit.chunk",
+    "current_session": "batchkit.chunk",
     "items": "batchkit.sources",
     "json_lines": "batchkit.sources",
     "rows": "batchkit.sources",
@@ -46,6 +50,8 @@ __all__ = [
     "BatchKit",
     "BatchkitError",
     "Chunk",
+    "EachJob",
+    "Failure",
     "Finish",
     "Job",
     "Partition",
@@ -57,6 +63,8 @@ __all__ = [
     "Transition",
     "batched",
     "csv_rows",
+    "current_chunk",
+    "current_session",
     "items",
     "json_lines",
     "rows",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar, overload
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
+from batchkit.errors import NoChunk
 from batchkit.model import RunId
 
 if TYPE_CHECKING:
@@ -12,6 +15,42 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 T = TypeVar("T")
+
+
+_at_hand: ContextVar[Chunk[Any]] = ContextVar("batchkit_chunk")
+
+
+def current_chunk() -> Chunk[Any]:
+    """
+    Give the chunk that is being worked in this thread.
+
+    Raises:
+        NoChunk: none is.
+    """
+    try:
+        return _at_hand.get()
+    except LookupError:
+        raise NoChunk from None
+
+
+def current_session() -> Session:
+    """
+    Give the session of the chunk that is being worked in this thread.
+
+    Raises:
+        NoChunk: none is.
+    """
+    return current_chunk().session
+
+
+@contextmanager
+def at_hand(chunk: Chunk[Any]) -> Iterator[None]:
+    """Make *chunk* the current one for the length of the block."""
+    token = _at_hand.set(chunk)
+    try:
+        yield
+    finally:
+        _at_hand.reset(token)
 
 
 class Transaction(Protocol):
@@ -103,7 +142,11 @@ class Chunk(Sequence[T]):
         Raises:
             ValueError: it is not an item of this chunk, or is equal to several of them.
         """
-        self._failed[self._index_of(item)] = RuntimeError(error) if isinstance(error, str) else error
+        self.give_up(self._index_of(item), RuntimeError(error) if isinstance(error, str) else error)
+
+    def give_up(self, index: int, error: BaseException) -> None:
+        """Record the item at *index* as a failure, as `fail` does."""
+        self._failed[index] = error
 
     @property
     def failed(self) -> Mapping[int, BaseException]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast, ov
 from batchkit.chunk import Chunk, Finish
 from batchkit.durations import Duration, seconds
 from batchkit.errors import InvalidJob
-from batchkit.job import JOBS, Definition, Job, Options, current_kit
+from batchkit.job import JOBS, Definition, EachJob, Job, Options, current_kit
 from batchkit.params import check_same_params, params_signature, signature_of
 from batchkit.run import Run
 from batchkit.sources.base import Source
@@ -30,75 +30,189 @@ _CHUNK_TIMEOUT_LEASES = 10
 _LONGEST_NAME = 255
 
 
-@overload
-def batched(
-    source: Callable[P, Source[T]],
-    *,
-    name: str | None = None,
-    chunk_size: int = ...,
-    slice_time: Duration = ...,
-    lease: Duration = ...,
-    chunk_timeout: Duration | None = None,
-    queue: str = ...,
-    retry: Retrying | None = None,
-    max_failures: float = ...,
-    describe_item: Callable[[T], object] | None = None,
-    finish: Callable[Concatenate[Finish, P], object] | None = None,
-) -> Callable[[Callable[Concatenate[Chunk[T], P], object]], Job[P, T]]: ...
-@overload
-def batched(
-    source: Source[T],
-    *,
-    name: str | None = None,
-    chunk_size: int = ...,
-    slice_time: Duration = ...,
-    lease: Duration = ...,
-    chunk_timeout: Duration | None = None,
-    queue: str = ...,
-    retry: Retrying | None = None,
-    max_failures: float = ...,
-    describe_item: Callable[[T], object] | None = None,
-    finish: Callable[[Finish], object] | None = None,
-) -> Callable[[Callable[[Chunk[T]], object]], Job[[], T]]: ...
-def batched(
+class _Batched:
+    """The decorator `batched`, and `batched.each` beside it."""
+
+    @overload
+    def __call__(
+        self,
+        source: Callable[P, Source[T]],
+        *,
+        name: str | None = None,
+        chunk_size: int = ...,
+        slice_time: Duration = ...,
+        lease: Duration = ...,
+        chunk_timeout: Duration | None = None,
+        queue: str = ...,
+        retry: Retrying | None = None,
+        max_failures: float = ...,
+        describe_item: Callable[[T], object] | None = None,
+        finish: Callable[Concatenate[Finish, P], object] | None = None,
+    ) -> Callable[[Callable[Concatenate[Chunk[T], P], object]], Job[P, T]]: ...
+    @overload
+    def __call__(
+        self,
+        source: Source[T],
+        *,
+        name: str | None = None,
+        chunk_size: int = ...,
+        slice_time: Duration = ...,
+        lease: Duration = ...,
+        chunk_timeout: Duration | None = None,
+        queue: str = ...,
+        retry: Retrying | None = None,
+        max_failures: float = ...,
+        describe_item: Callable[[T], object] | None = None,
+        finish: Callable[[Finish], object] | None = None,
+    ) -> Callable[[Callable[[Chunk[T]], object]], Job[[], T]]: ...
+    def __call__(
+        self,
+        source: Callable[..., Source[Any]] | Source[Any],
+        *,
+        name: str | None = None,
+        chunk_size: int = _DEFAULT_CHUNK_SIZE,
+        slice_time: Duration = _DEFAULT_SLICE_TIME,
+        lease: Duration = _DEFAULT_LEASE,
+        chunk_timeout: Duration | None = None,
+        queue: str = "default",
+        retry: Retrying | None = None,
+        max_failures: float = 0,
+        describe_item: Callable[[Any], object] | None = None,
+        finish: Callable[..., object] | None = None,
+    ) -> Callable[[Callable[..., object]], Any]:
+        """
+        Make a function of a chunk into a job that survives the death of its workers.
+
+        Args:
+            source: a function of the run's params that gives a source, or a source for a job without params.
+            name: the job's stable name; by default the module and name of the function.
+            chunk_size: items per chunk.
+            slice_time: how long a worker works before it gives others their turn.
+            lease: how long a claim lasts without a renewal; a killed worker's run goes on after this long.
+            chunk_timeout: a chunk that takes longer is no longer renewed; by default ten leases.
+            queue: the name of the queue that wakes its workers up.
+            retry: what to try again, how often, and how long to wait before
+                (`tenacity.Retrying(retry=..., stop=..., wait=...)`); a chunk is tried again whole, and its waits end
+                when the worker is asked to stop. Deadlocks, lock timeouts, serialization failures and lost connections
+                of the run's own database are tried again in any case.
+            max_failures: how many items may fail before the run does: a number, or a share (0.01) of the items that
+                were tried, which is judged from 100 items on. By default the first that fails does.
+            describe_item: gives what is recorded of an item that failed, such as its id; by default its `repr`, or the
+                loaded columns of an ORM object.
+            finish: a function run once after the last item, in the transaction that makes the run succeeded; it takes
+                a `Finish` and the params, and what it returns is the run's result.
+
+        Raises:
+            InvalidJob: the function, its source or an option cannot make a job.
+            DuplicateJob: another function has the name.
+        """
+        return _decorator(
+            source,
+            is_each=False,
+            name=name,
+            chunk_size=chunk_size,
+            slice_time=slice_time,
+            lease=lease,
+            chunk_timeout=chunk_timeout,
+            queue=queue,
+            retry=retry,
+            max_failures=max_failures,
+            describe_item=describe_item,
+            finish=finish,
+        )
+
+    @overload
+    def each(
+        self,
+        source: Callable[P, Source[T]],
+        *,
+        name: str | None = None,
+        chunk_size: int = ...,
+        slice_time: Duration = ...,
+        lease: Duration = ...,
+        chunk_timeout: Duration | None = None,
+        queue: str = ...,
+        retry: Retrying | None = None,
+        max_failures: float = ...,
+        describe_item: Callable[[T], object] | None = None,
+        finish: Callable[Concatenate[Finish, P], object] | None = None,
+    ) -> Callable[[Callable[Concatenate[T, P], object]], EachJob[P, T]]: ...
+    @overload
+    def each(
+        self,
+        source: Source[T],
+        *,
+        name: str | None = None,
+        chunk_size: int = ...,
+        slice_time: Duration = ...,
+        lease: Duration = ...,
+        chunk_timeout: Duration | None = None,
+        queue: str = ...,
+        retry: Retrying | None = None,
+        max_failures: float = ...,
+        describe_item: Callable[[T], object] | None = None,
+        finish: Callable[[Finish], object] | None = None,
+    ) -> Callable[[Callable[[T], object]], EachJob[[], T]]: ...
+    def each(
+        self,
+        source: Callable[..., Source[Any]] | Source[Any],
+        *,
+        name: str | None = None,
+        chunk_size: int = _DEFAULT_CHUNK_SIZE,
+        slice_time: Duration = _DEFAULT_SLICE_TIME,
+        lease: Duration = _DEFAULT_LEASE,
+        chunk_timeout: Duration | None = None,
+        queue: str = "default",
+        retry: Retrying | None = None,
+        max_failures: float = 0,
+        describe_item: Callable[[Any], object] | None = None,
+        finish: Callable[..., object] | None = None,
+    ) -> Callable[[Callable[..., object]], Any]:
+        """
+        Make a function of one item into a job: chunks of items are committed all the same, each with its checkpoint.
+
+        The function writes through `current_session()`. Where one of a chunk's items raises, the chunk is tried again
+        with a savepoint in front of each: what raises then is rolled back to it and recorded, and the others are done.
+        The options are those of `batched`.
+
+        Raises:
+            InvalidJob: the function, its source or an option cannot make a job.
+            DuplicateJob: another function has the name.
+        """
+        return _decorator(
+            source,
+            is_each=True,
+            name=name,
+            chunk_size=chunk_size,
+            slice_time=slice_time,
+            lease=lease,
+            chunk_timeout=chunk_timeout,
+            queue=queue,
+            retry=retry,
+            max_failures=max_failures,
+            describe_item=describe_item,
+            finish=finish,
+        )
+
+
+batched = _Batched()
+
+
+def _decorator(
     source: Callable[..., Source[Any]] | Source[Any],
     *,
-    name: str | None = None,
-    chunk_size: int = _DEFAULT_CHUNK_SIZE,
-    slice_time: Duration = _DEFAULT_SLICE_TIME,
-    lease: Duration = _DEFAULT_LEASE,
-    chunk_timeout: Duration | None = None,
-    queue: str = "default",
-    retry: Retrying | None = None,
-    max_failures: float = 0,
-    describe_item: Callable[[Any], object] | None = None,
-    finish: Callable[..., object] | None = None,
+    is_each: bool,
+    name: str | None,
+    chunk_size: int,
+    slice_time: Duration,
+    lease: Duration,
+    chunk_timeout: Duration | None,
+    queue: str,
+    retry: Retrying | None,
+    max_failures: float,
+    describe_item: Callable[[Any], object] | None,
+    finish: Callable[..., object] | None,
 ) -> Callable[[Callable[..., object]], Any]:
-    """
-    Make a function of a chunk into a job that survives the death of its workers.
-
-    Args:
-        source: a function of the run's params that gives a source, or a source for a job without params.
-        name: the job's stable name; by default the module and name of the function.
-        chunk_size: items per chunk.
-        slice_time: how long a worker works before it gives others their turn.
-        lease: how long a claim lasts without a renewal; a killed worker's run goes on after this long.
-        chunk_timeout: a chunk that takes longer is no longer renewed; by default ten leases.
-        queue: the name of the queue that wakes its workers up.
-        retry: what to try again, how often, and how long to wait before (`tenacity.Retrying(stop=..., wait=...)`); a
-            chunk is tried again whole, and its waits end when the worker is asked to stop. Deadlocks, lock timeouts,
-            serialization failures and lost connections of the run's own database are tried again in any case.
-        max_failures: how many items may fail before the run does: a number, or a share (0.01) of the items that were
-            tried, which is judged from 100 items on. By default the first that fails does.
-        describe_item: gives what is recorded of an item that failed, such as its id; by default its `repr`, or the
-            loaded columns of an ORM object.
-        finish: a function run once after the last item, in the transaction that makes the run succeeded; it takes
-            a `Finish` and the params, and what it returns is the run's result.
-
-    Raises:
-        InvalidJob: the function, its source or an option cannot make a job.
-        DuplicateJob: another function has the name.
-    """
     lease_seconds = _checked_seconds(lease, "lease")
     options = Options(
         chunk_size=_checked_chunk_size(chunk_size),
@@ -117,9 +231,10 @@ def batched(
     make_source, signature = _checked_source(source)
     if finish is not None:
         _check_function(finish, signature, role="finish", first="Finish")
+    first = "Item" if is_each else "Chunk"
 
     def decorate(function: Callable[..., object]) -> Any:  # noqa: ANN401
-        _check_function(function, signature, role="the function", first="Chunk")
+        _check_function(function, signature, role="the function", first=first)
         definition = Definition(
             name=_checked_name(name or _name_of(function), "name"),
             function=function,
@@ -127,6 +242,7 @@ def batched(
             signature=signature,
             options=options,
             finish=finish,
+            is_each=is_each,
         )
         job = _callable_job(definition)
         JOBS.add(definition, job)

@@ -157,6 +157,16 @@ class WaitTimeout(BatchkitError, TimeoutError):
         )
 
 
+class NoChunk(BatchkitError):
+    """Raised where the current chunk is asked for and none is being worked."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no chunk is being worked in this thread; call current_chunk() and current_session() in a job's function, "
+            "and hand the chunk's session to threads that it starts"
+        )
+
+
 class TooManyFailures(BatchkitError):
     """Makes a run fail: more items failed than `max_failures` allows. The cursor stays before the last of them."""
 

@@ -22,12 +22,31 @@ _LEAST_FOR_A_SHARE = 100
 class ChunkFailed(Exception):
     """The function, or the database that it wrote to, has refused a chunk of so many *items*; alone, the *item*."""
 
-    def __init__(self, error: Exception, items: int, item: FailedItem | None = None) -> None:
+    def __init__(self, error: Exception, items: int, item: Failed | None = None) -> None:
         self.error = error
         #: as it was when the error came; being raised again makes it longer
         self.traceback = error.__traceback__
         self.items = items
         self.item = item
+
+
+class Refused(Exception):
+    """So many items have failed that the run fails at the one at *index* of its chunk, which *cause* came from."""
+
+    def __init__(self, error: TooManyFailures, *, index: int, item: str, cause: BaseException) -> None:
+        self.error = error
+        self.index = index
+        self.item = item
+        self.cause = cause
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """An item that fails, where it stands in its chunk, and what it has raised."""
+
+    index: int
+    item: FailedItem
+    error: BaseException
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +82,8 @@ class Isolation:
         self._item_tries = 0
         #: tries since the last commit, the present one included
         self.tries = 0
+        #: whether the items of the next chunk are worked apart from each other, where the function takes an item
+        self.is_apart = False
 
     @property
     def limit(self) -> int:
@@ -70,9 +91,9 @@ class Isolation:
         return self._narrowing.limit
 
     @property
-    def is_halving(self) -> bool:
+    def is_searching(self) -> bool:
         """Whether the next chunk is tried to find an item that fails, and is not that item alone."""
-        return self._narrowing.is_searching and self._narrowing.limit > 1
+        return self.is_apart or (self._narrowing.is_searching and self._narrowing.limit > 1)
 
     def begin(self) -> None:
         """Take note that a chunk is tried."""
@@ -82,10 +103,18 @@ class Isolation:
         """Take note that so many items were committed."""
         self._narrowing.committed(items)
         self.tries = self._item_tries = 0
+        self.is_apart = False
 
     def is_found(self, failed: ChunkFailed) -> bool:
         """Take note that a chunk failed, and tell whether that is the one item that fails."""
+        if self._job.is_each and not self.is_apart:
+            self.is_apart = True
+            return False
         return self._narrowing.failed(failed.items)
+
+    def stop_before(self, index: int) -> None:
+        """Let the next chunk end in front of the item at *index*, which makes the run fail."""
+        self._narrowing.take(index)
 
     def passed(self) -> None:
         """Take note that the item that fails was recorded and is behind."""
@@ -98,16 +127,16 @@ class Isolation:
         self._item_tries += 1
         return ChunkFailed(error, 1, self._failed_item(error, 0, read))
 
-    def failed_in(self, chunk: Chunk[Any], read: Read) -> list[FailedItem]:
-        """Give the items that the function itself has given up."""
-        return [self._failed_item(error, index, read) for index, error in chunk.failed.items()]
+    def failed_in(self, chunk: Chunk[Any], read: Read) -> list[Failed]:
+        """Give the items that the function itself has given up, in their order."""
+        return [self._failed_item(error, index, read) for index, error in sorted(chunk.failed.items())]
 
-    def record(self, transaction: ChunkTransaction, lease: Lease, failed: Sequence[FailedItem], *, done: int) -> None:
+    def record(self, transaction: ChunkTransaction, lease: Lease, failed: Sequence[Failed], *, done: int) -> None:
         """
         Record items that failed, beside *done* others that did not, in the transaction that moves past them.
 
         Raises:
-            TooManyFailures: the job does not allow so many.
+            Refused: the job does not allow so many.
             FailureResolved: another run has done one of them meanwhile.
         """
         if not failed:
@@ -116,9 +145,15 @@ class Isolation:
         done_before, failed_before = self._failures.tally(tx, lease.run_id)
         count, allowed = failed_before + len(failed), self._job.options.max_failures
         if _is_too_many(count, of=done_before + done + count, allowed=allowed):
-            last = f"{failed[-1].item}: {failed[-1].error}"
-            raise TooManyFailures(lease.run_id, job=self._job.name, failed=count, allowed=allowed, last=last)
-        self._failures.record(tx, lease, failed)
+            left = max(0, allowed - failed_before) if isinstance(allowed, int) else 0
+            raise self._refused(lease, failed[min(left, len(failed) - 1)], count=count)
+        self._failures.record(tx, lease, [each.item for each in failed])
+
+    def _refused(self, lease: Lease, last: Failed, *, count: int) -> Refused:
+        allowed, name = self._job.options.max_failures, self._job.name
+        text = f"{last.item.item}: {last.item.error}"
+        error = TooManyFailures(lease.run_id, job=name, failed=count, allowed=allowed, last=text)
+        return Refused(error, index=last.index, item=last.item.item, cause=last.error)
 
     def resolve(self, transaction: ChunkTransaction, chunk: Chunk[Any], read: Read) -> None:
         """
@@ -131,10 +166,10 @@ class Isolation:
             resolved = [number for index, (_, number) in enumerate(read.pairs) if index not in chunk.failed]
             self._failures.resolve(transaction.store_connection(), read.lease, resolved)
 
-    def _failed_item(self, error: BaseException, index: int, read: Read) -> FailedItem:
+    def _failed_item(self, error: BaseException, index: int, read: Read) -> Failed:
         item, cursor = read.pairs[index]
         text = describe_item(item, self._job.options.describe_item)
-        return FailedItem(
+        failed = FailedItem(
             after=read.cursor_before(index),
             cursor=read.cursors.write(cursor),
             item=text,
@@ -142,6 +177,7 @@ class Isolation:
             attempts=self._item_tries or self.tries,
             failure_id=None if read.lease.failures_of is None else cursor,
         )
+        return Failed(index, failed, error)
 
 
 def _is_too_many(failed: int, *, of: int, allowed: float) -> bool:

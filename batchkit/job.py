@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,8 @@ class Definition:
     signature: Signature
     options: Options
     finish: Callable[..., object] | None
+    #: whether the function takes an item, and not a chunk
+    is_each: bool = False
 
     def pack(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> str:
         """
@@ -74,12 +77,8 @@ class Definition:
         return f"{self.function.__qualname__} ({code.co_filename}:{code.co_firstlineno})"
 
 
-class Job(Protocol[P, T]):
-    """
-    A function decorated with `@batched`: calling it starts a run and works it in this process until it ends.
-
-    It is a real function, so that queues can pickle and inspect it; this is its type.
-    """
+class Startable(Protocol[P]):
+    """What all jobs can do; a job is a real function, so that queues can pickle and inspect it."""
 
     __name__: str
     __qualname__: str
@@ -121,8 +120,21 @@ class Job(Protocol[P, T]):
         """
         ...
 
+
+class Job(Startable[P], Protocol[P, T]):
+    """A function decorated with `@batched`: calling it starts a run and works it in this process until it ends."""
+
     @property
     def function(self) -> Callable[Concatenate[Chunk[T], P], object]:
+        """The plain function, for unit tests."""
+        ...
+
+
+class EachJob(Startable[P], Protocol[P, T_contra]):
+    """A function decorated with `@batched.each`, which does as those of `@batched` do."""
+
+    @property
+    def function(self) -> Callable[Concatenate[T_contra, P], object]:
         """The plain function, for unit tests."""
         ...
 

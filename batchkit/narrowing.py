@@ -20,10 +20,14 @@ class Narrowing:
         self._searched = 0
         #: less than the full size where a search has found nothing, so that too many items may have been the fault
         self._ceiling = size
+        #: how many items the next chunk takes, where that is known; 0 where it is not
+        self._exactly = 0
 
     @property
     def limit(self) -> int:
         """How many items the next chunk takes at most."""
+        if self._exactly:
+            return self._exactly
         return max(1, self._suspects // 2) if self._suspects else self._ceiling
 
     @property
@@ -31,8 +35,13 @@ class Narrowing:
         """Whether an item that fails is being looked for."""
         return self._suspects > 0
 
+    def take(self, items: int) -> None:
+        """Let the next chunk take just so many: the one behind them fails."""
+        self._exactly = items
+
     def failed(self, items: int) -> bool:
         """Take note that a chunk of *items* failed, and tell whether that is the one item that fails."""
+        self._exactly = 0
         if not self._suspects:
             self._searched = items
         self._suspects = items
@@ -40,6 +49,7 @@ class Narrowing:
 
     def committed(self, items: int) -> None:
         """Take note that a chunk of *items* was committed."""
+        self._exactly = 0
         if not self._suspects:
             self._ceiling = min(self._size, self._ceiling * 2)
             return

@@ -8,15 +8,16 @@ import logging
 import random
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from batchkit.chunk import Chunk, Finish
+from batchkit.chunk import Chunk, Finish, at_hand
 from batchkit.cutting import ChunkCut, Cutter
 from batchkit.describing import describe, safe_text
+from batchkit.each import work_each
 from batchkit.errors import (
     BatchkitError,
     ChunkTorn,
@@ -25,13 +26,12 @@ from batchkit.errors import (
     InvalidParams,
     LeaseLost,
     SourceChanged,
-    TooManyFailures,
     WriteInsideChunk,
 )
-from batchkit.isolation import ChunkFailed, Isolation, Read
+from batchkit.isolation import ChunkFailed, Failed, Isolation, Read, Refused
 from batchkit.job import Definition
 from batchkit.lease_timer import LeaseTimer
-from batchkit.model import Checkpoint, FailedItem, Lease, Position, Standing
+from batchkit.model import Checkpoint, Lease, Position, Standing
 from batchkit.planning import (
     Cursors,
     bounded,
@@ -237,16 +237,7 @@ class _Slice:
 
     def _work_chunks(self, reading: _Reading) -> Outcome:
         while not self._is_empty:
-            if self._around.stop.requested:
-                return self._interrupt(str(self._around.stop.reason))
-            if self._timer.is_lost:
-                raise self._lease_lost()
-            try:
-                standing = self._with_retries(lambda: self._chunk(reading))
-            except ChunkFailed as failed:
-                if not self._isolation.is_found(failed) or failed.item is None:
-                    continue
-                standing = self._with_faults(partial(self._pass, failed.item, failed))
+            standing = self._next(reading)
             if standing is None:
                 break
             if not standing.goes_on:
@@ -255,6 +246,24 @@ class _Slice:
                 return self._interrupt("its slice time is over")
         self._around.store.leases.release(self._lease, is_exhausted=True, reason="every item is done")
         return self._outcome(Ending.EXHAUSTED)
+
+    def _next(self, reading: _Reading) -> Standing | None:
+        """Commit the next chunk, or move past the next item that fails, once it is found; None where none is left."""
+        while True:
+            if self._around.stop.requested:
+                raise _Stopped
+            if self._timer.is_lost:
+                raise self._lease_lost()
+            try:
+                return self._with_retries(lambda: self._chunk(reading))
+            except ChunkFailed as failed:
+                if self._isolation.is_found(failed) and failed.item is not None:
+                    return self._with_faults(partial(self._pass, failed.item, failed))
+            except Refused as refused:
+                if not refused.index:
+                    raise self._too_many(refused) from None
+                # Those before it are good.
+                self._isolation.stop_before(refused.index)
 
     def _chunk(self, reading: _Reading) -> Standing | None:
         """Work the next chunk; None where there is none."""
@@ -273,7 +282,7 @@ class _Slice:
             cursor = read.last
             chunk = self._make_chunk(read.items, transaction)
             with self._blaming_items(read):
-                self._job.function(chunk, **reading.params)
+                self._call(chunk, reading.params)
                 transaction.flush()
             self._cutter.chunk_ends()
             done = len(chunk) - len(chunk.failed)
@@ -288,6 +297,20 @@ class _Slice:
             raise
         self._moved_on(moved)
         return standing
+
+    def _call(self, chunk: Chunk[Any], params: Mapping[str, object]) -> None:
+        with at_hand(chunk):
+            if not self._job.is_each:
+                self._job.function(chunk, **params)
+                return
+            is_apart = self._isolation.is_apart
+            work_each(self._job.function, chunk, params, is_apart=is_apart, is_of_chunk=self._is_of_chunk)
+
+    def _is_of_chunk(self, error: Exception) -> bool:
+        """Tell whether an error is no fault of an item, and the chunk is to be tried again or given up whole."""
+        if isinstance(error, LeaseLost | ChunkTorn | WriteInsideChunk) or self._around.stop.is_interruption(error):
+            return True
+        return self._fault(error) is not None or self._is_ours(error)
 
     def _read(self, reading: _Reading, transaction: ChunkTransaction) -> Read:
         after = reading.cursors.read(self._lease.cursor)
@@ -307,7 +330,7 @@ class _Slice:
                 raise
             raise self._isolation.failed(error, read) from error
 
-    def _pass(self, failed: FailedItem, refused: ChunkFailed) -> Standing:
+    def _pass(self, failed: Failed, refused: ChunkFailed) -> Standing:
         """
         Move past the one item that fails, and record it in the same transaction.
 
@@ -319,23 +342,28 @@ class _Slice:
         try:
             self._isolation.record(transaction, self._lease, [failed], done=0)
             checkpoint = Checkpoint(
-                cursor=failed.cursor, done=0, failed=1, carry=self._lease.carry, chunk_size=1, rate=self._rate
+                cursor=failed.item.cursor, done=0, failed=1, carry=self._lease.carry, chunk_size=1, rate=self._rate
             )
             moved, standing = transaction.checkpoint(self._around.store.leases, self._lease, checkpoint)
             transaction.commit()
-        except TooManyFailures as too_many:
+        except Refused as too_many:
             transaction.rollback()
-            self._failing_item = failed.item
-            error = refused.error.with_traceback(refused.traceback)
-            if self._job.options.max_failures:
-                raise too_many from error
-            raise error from None
+            too_many.cause.with_traceback(refused.traceback)
+            raise self._too_many(too_many) from None
         except BaseException as raised:
             self._undo(transaction, raised)
             raise
         self._moved_on(moved)
         self._isolation.passed()
         return standing
+
+    def _too_many(self, refused: Refused) -> BaseException:
+        """Give the error that the run fails with: where no failures are allowed, it is that of the item."""
+        self._failing_item = refused.item
+        if not self._job.options.max_failures:
+            return refused.cause
+        refused.error.__cause__ = refused.cause
+        return refused.error
 
     def _undo(self, transaction: ChunkTransaction, error: BaseException) -> None:
         """Roll the chunk back; what was raised into it from outside may have left the connection in the middle."""
@@ -452,7 +480,7 @@ class _Slice:
     def _with_retries(self, step: Callable[[], R]) -> R:
         """Do *step* again as the job's own policy says, too; not while an item that fails is being looked for."""
         policy = self._job.options.retry
-        if policy is None or self._isolation.is_halving:
+        if policy is None or self._isolation.is_searching:
             return self._with_faults(step)
         failed: ChunkFailed | None = None
 

@@ -69,7 +69,7 @@ def _readme_blocks() -> list[str]:
 
 
 def test_the_readmes_kits_on_celery_and_rq_are_built_as_they_are_written(sqlite_url: str):
-    for block, queue in zip(_readme_blocks()[3:], ("CeleryQueue", "RQQueue"), strict=True):
+    for block, queue in zip(_readme_blocks()[4:], ("CeleryQueue", "RQQueue"), strict=True):
         names: dict[str, Any] = {}
         exec(block.replace("postgresql+psycopg://localhost/app", sqlite_url), names)  # noqa: S102  our own README
         with closing(names["kit"]) as kit:
@@ -78,7 +78,7 @@ def test_the_readmes_kits_on_celery_and_rq_are_built_as_they_are_written(sqlite_
 
 
 def test_the_readmes_app_works_as_it_is_written(tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch):
-    jobs, calls, failing, _, _ = _readme_blocks()
+    jobs, calls, failing, each, _, _ = _readme_blocks()
     package = tmp_path / "readme_app"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -98,6 +98,8 @@ def test_the_readmes_app_works_as_it_is_written(tmp_path: Path, sqlite_url: str,
         assert 1 == module.normalize_emails(domain="example.com").progress.done
         exec(failing, vars(module))  # noqa: S102  our own README
         assert 1 == module.notify(domain="example.com").progress.done
+        exec(each, vars(module))  # noqa: S102  our own README
+        assert 1 == module.welcome(domain="example.com").progress.done
     sys.modules.pop("readme_app.jobs")
 
 

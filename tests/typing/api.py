@@ -10,7 +10,22 @@ from sqlalchemy import Connection, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from typing_extensions import assert_type
 
-from batchkit import BatchKit, Chunk, Finish, Job, Progress, Run, RunState, batched, csv_rows, items, rows, span
+from batchkit import (
+    BatchKit,
+    Chunk,
+    Failure,
+    Finish,
+    Job,
+    Progress,
+    Run,
+    RunState,
+    batched,
+    csv_rows,
+    current_session,
+    items,
+    rows,
+    span,
+)
 from batchkit.queues import InlineQueue, LocalQueue
 from batchkit.sources import Source
 
@@ -107,3 +122,23 @@ assert_type(run.state, RunState)
 assert_type(run.wait(timeout=5).pause().resume().cancel().rerun(), Run)
 assert_type(kit.runs(job="x", state="failed", limit=5), list[Run])
 assert_type(kit.runs(state=[RunState.QUEUED, "running"]), list[Run])
+
+
+@batched.each(users, max_failures=0.01, describe_item=lambda user: user.id)
+def greet(user: User, domain: str, limit: int = 10) -> None:
+    """Greet a user."""
+    assert_type(user, User)
+    assert_type(current_session(), Session)
+
+
+assert_type(greet.start("example.com", limit=3), Run)
+assert_type(greet.start("example.com").failures(), Sequence[Failure])
+greet.function(User(), "example.com")
+
+
+@batched.each(span(3))
+def count_up(number: int) -> None:
+    """Take no params."""
+
+
+count_up.start()
