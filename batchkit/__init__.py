@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from batchkit.job import EachJob, Job
     from batchkit.model import Failure, Partition, Progress, RunError, Transition
     from batchkit.run import Run
+    from batchkit.sizing import Adaptive
     from batchkit.sources import Source, csv_rows, items, json_lines, rows, span
     from batchkit.states import RunState
 
 _HOMES = {
+    "Adaptive": "batchkit.sizing",
     "BatchKit": "batchkit.app",
     "BatchkitError": "batchkit.errors",
     "Chunk": "batchkit.chunk",
@@ -47,6 +49,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Adaptive",
     "BatchKit",
     "BatchkitError",
     "Chunk",

@@ -15,6 +15,7 @@ from batchkit.errors import InvalidJob
 from batchkit.job import JOBS, Definition, EachJob, Job, Options, current_kit
 from batchkit.params import check_same_params, params_signature, signature_of
 from batchkit.run import Run
+from batchkit.sizing import Adaptive
 from batchkit.sources.base import Source
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_DEFAULT_CHUNK_SIZE = 500
+_DEFAULT_CHUNK_SIZE = Adaptive()
 _DEFAULT_SLICE_TIME = 60.0
 _DEFAULT_LEASE = 60.0
 _CHUNK_TIMEOUT_LEASES = 10
@@ -39,7 +40,7 @@ class _Batched:
         source: Callable[P, Source[T]],
         *,
         name: str | None = None,
-        chunk_size: int = ...,
+        chunk_size: int | Adaptive = ...,
         slice_time: Duration = ...,
         lease: Duration = ...,
         chunk_timeout: Duration | None = None,
@@ -55,7 +56,7 @@ class _Batched:
         source: Source[T],
         *,
         name: str | None = None,
-        chunk_size: int = ...,
+        chunk_size: int | Adaptive = ...,
         slice_time: Duration = ...,
         lease: Duration = ...,
         chunk_timeout: Duration | None = None,
@@ -70,7 +71,7 @@ class _Batched:
         source: Callable[..., Source[Any]] | Source[Any],
         *,
         name: str | None = None,
-        chunk_size: int = _DEFAULT_CHUNK_SIZE,
+        chunk_size: int | Adaptive = _DEFAULT_CHUNK_SIZE,
         slice_time: Duration = _DEFAULT_SLICE_TIME,
         lease: Duration = _DEFAULT_LEASE,
         chunk_timeout: Duration | None = None,
@@ -86,7 +87,8 @@ class _Batched:
         Args:
             source: a function of the run's params that gives a source, or a source for a job without params.
             name: the job's stable name; by default the module and name of the function.
-            chunk_size: items per chunk.
+            chunk_size: items per chunk, or `Adaptive(target=...)` for as many as take that long; by default as many as
+                take a second.
             slice_time: how long a worker works before it gives others their turn.
             lease: how long a claim lasts without a renewal; a killed worker's run goes on after this long.
             chunk_timeout: a chunk that takes longer is no longer renewed; by default ten leases.
@@ -127,7 +129,7 @@ class _Batched:
         source: Callable[P, Source[T]],
         *,
         name: str | None = None,
-        chunk_size: int = ...,
+        chunk_size: int | Adaptive = ...,
         slice_time: Duration = ...,
         lease: Duration = ...,
         chunk_timeout: Duration | None = None,
@@ -143,7 +145,7 @@ class _Batched:
         source: Source[T],
         *,
         name: str | None = None,
-        chunk_size: int = ...,
+        chunk_size: int | Adaptive = ...,
         slice_time: Duration = ...,
         lease: Duration = ...,
         chunk_timeout: Duration | None = None,
@@ -158,7 +160,7 @@ class _Batched:
         source: Callable[..., Source[Any]] | Source[Any],
         *,
         name: str | None = None,
-        chunk_size: int = _DEFAULT_CHUNK_SIZE,
+        chunk_size: int | Adaptive = _DEFAULT_CHUNK_SIZE,
         slice_time: Duration = _DEFAULT_SLICE_TIME,
         lease: Duration = _DEFAULT_LEASE,
         chunk_timeout: Duration | None = None,
@@ -203,7 +205,7 @@ def _decorator(
     *,
     is_each: bool,
     name: str | None,
-    chunk_size: int,
+    chunk_size: int | Adaptive,
     slice_time: Duration,
     lease: Duration,
     chunk_timeout: Duration | None,
@@ -323,9 +325,13 @@ def _check_function(function: object, params: Signature, *, role: str, first: st
     check_same_params(params, params_signature(function, role=role, first=first), role=role, first=first)
 
 
-def _checked_chunk_size(chunk_size: object) -> int:
+def _checked_chunk_size(chunk_size: object) -> int | Adaptive:
+    if isinstance(chunk_size, Adaptive):
+        return chunk_size
     if not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1:
-        raise InvalidJob(f"chunk_size is the number of items per transaction, 1 or more: got {chunk_size!r}")
+        raise InvalidJob(
+            f"chunk_size is the number of items per transaction, 1 or more, or Adaptive(...): got {chunk_size!r}"
+        )
     return chunk_size
 
 

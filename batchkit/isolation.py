@@ -13,6 +13,7 @@ from batchkit.job import Definition
 from batchkit.model import FailedItem, Lease
 from batchkit.narrowing import Narrowing
 from batchkit.planning import Cursors
+from batchkit.sizing import Sizing
 from batchkit.store import ChunkTransaction, Store
 
 #: How many items are tried before a share of failures is judged.
@@ -75,10 +76,11 @@ class Read:
 class Isolation:
     """Keeps, for one slice, the search for items that fail."""
 
-    def __init__(self, job: Definition, store: Store) -> None:
+    def __init__(self, job: Definition, store: Store, sizing: Sizing) -> None:
         self._job = job
         self._failures = store.failures
-        self._narrowing = Narrowing(job.options.chunk_size)
+        self._sizing = sizing
+        self._narrowing = Narrowing(sizing)
         self._item_tries = 0
         #: tries since the last commit, the present one included
         self.tries = 0
@@ -99,9 +101,13 @@ class Isolation:
         """Take note that a chunk is tried."""
         self.tries += 1
 
-    def moved_on(self, items: int) -> None:
-        """Take note that so many items were committed."""
-        self._narrowing.committed(items)
+    def contended(self) -> None:
+        """Take note that the database has refused a chunk for the sake of others: fewer items are less in their way."""
+        self._sizing.shrink(self.limit // 2)
+
+    def moved_on(self, items: int, seconds: float) -> None:
+        """Take note that so many items were committed, after so many seconds."""
+        self._narrowing.committed(items, seconds)
         self.tries = self._item_tries = 0
         self.is_apart = False
 

@@ -12,6 +12,7 @@ from batchkit.chunk import Chunk
 from batchkit.errors import DuplicateJob, JobNotFound
 from batchkit.params import pack, unpack
 from batchkit.run import Run
+from batchkit.sizing import Adaptive
 from batchkit.sources.base import Source
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ T_contra = TypeVar("T_contra", contravariant=True)
 class Options:
     """How a job's runs are worked. Durations are in seconds."""
 
-    chunk_size: int
+    chunk_size: int | Adaptive
     slice_time: float
     lease: float
     chunk_timeout: float

@@ -219,6 +219,8 @@ class Lease:
     done: int
     failed: int
     carry: str
+    #: how many items the last chunk took
+    chunk_size: int | None
 
 
 @dataclass(frozen=True, slots=True)

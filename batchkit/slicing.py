@@ -42,6 +42,7 @@ from batchkit.planning import (
 )
 from batchkit.replaying import FailedItems
 from batchkit.retrying import StoppedWaiting, retry_by
+from batchkit.sizing import AdaptiveSizing, FixedSizing, Sizing
 from batchkit.sources.base import Source
 from batchkit.states import PartitionKind
 from batchkit.stopping import Deadline, Stopping
@@ -58,6 +59,8 @@ _FIRST_BACKOFF_SECONDS = 0.05
 _DECLINE_SECONDS = 30.0
 _RECONNECT_SECONDS = 0.2
 _EMPTY_SLICE_DELAY_SECONDS = 1.0
+#: How long a chunk may hold the only write lock.
+_ONE_WRITER_SECONDS = 0.2
 #: How much the last chunk counts in the rate that is shown.
 _RATE_WEIGHT = 0.3
 
@@ -156,7 +159,8 @@ class _Slice:
         self._is_empty = False
         self._idle = lease.seconds
         self._cpu_at_checkpoint = time.process_time()
-        self._isolation = Isolation(job, around.store)
+        self._isolation = Isolation(job, around.store, _sizing(lease, job, around))
+        self._chunk_began = time.perf_counter()
         #: what the item looked like that made the run fail
         self._failing_item: str | None = None
 
@@ -270,7 +274,7 @@ class _Slice:
         self._timer.chunk_begins()
         self._cutter.chunk_begins()
         self._isolation.begin()
-        began = time.perf_counter()
+        began = self._chunk_began = time.perf_counter()
         transaction = self._open()
         try:
             read = self._read(reading, transaction)
@@ -403,7 +407,8 @@ class _Slice:
         )
 
     def _moved_on(self, lease: Lease) -> None:
-        self._isolation.moved_on(lease.done + lease.failed - self._lease.done - self._lease.failed)
+        items = lease.done + lease.failed - self._lease.done - self._lease.failed
+        self._isolation.moved_on(items, time.perf_counter() - self._chunk_began)
         self._items += lease.done - self._lease.done
         self._chunks += 1
         self._lease = lease
@@ -468,6 +473,8 @@ class _Slice:
                 if fault not in (Fault.LOST, Fault.TRANSIENT) or attempt == _TRIES:
                     raise
                 self._note_retry(error, attempt)
+                if fault is Fault.TRANSIENT:
+                    self._isolation.contended()
                 if fault is Fault.LOST:
                     self._held.discard()
                     # Idle too long inside the transaction ends the connection as well; each time it may take longer.
@@ -639,6 +646,18 @@ class _Stopped(Exception):
 class _Declined(Exception):
     def __init__(self, error: BatchkitError) -> None:
         self.error = error
+
+
+def _sizing(lease: Lease, job: Definition, around: Surroundings) -> Sizing:
+    wanted = job.options.chunk_size
+    if isinstance(wanted, int):
+        return FixedSizing(wanted)
+    longest = [lease.seconds / 3]
+    if around.grace is not None:
+        longest.append(around.grace / 3)
+    if around.store.database.dialect.has_one_writer:
+        longest.append(_ONE_WRITER_SECONDS)
+    return AdaptiveSizing(wanted, longest=min(longest), first=lease.chunk_size)
 
 
 def _read_carry(text: str) -> dict[str, object]:

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks import growth, queues, safety
+from benchmarks.sizes import print_sizes
 from tests.servers.postgres import PostgresServer
 
 _WANTED = {
@@ -37,6 +38,7 @@ def main() -> None:
         if not quick:
             print_growth(urls)
     print_queues(chunks=100 if quick else 1000)
+    print_sizes()
     print_import()
 
 

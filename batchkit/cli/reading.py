@@ -108,7 +108,7 @@ def jobs(context: typer.Context, *, as_json: AsJson = False) -> None:
     call = invocation(context)
     known = [job for _, job in sorted(call.kit(context, as_json=as_json, needs_jobs=True).jobs.items())]
     if not as_json:
-        rows = [[job.name, shown_params(job), job.options.queue, f"{job.options.chunk_size:,}"] for job in known]
+        rows = [[job.name, shown_params(job), job.options.queue, str(job.options.chunk_size)] for job in known]
         show_table(["job", "params", "queue", "chunk size"], rows)
         return
     call.print_json(
@@ -125,7 +125,7 @@ def jobs(context: typer.Context, *, as_json: AsJson = False) -> None:
                     for name, parameter in job.signature.parameters.items()
                 ],
                 "queue": job.options.queue,
-                "chunk_size": job.options.chunk_size,
+                "chunk_size": job.options.chunk_size if isinstance(job.options.chunk_size, int) else "adaptive",
                 "lease_seconds": job.options.lease,
                 "slice_seconds": job.options.slice_time,
             }

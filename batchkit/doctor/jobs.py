@@ -41,7 +41,7 @@ def grace_findings(
             problem=f"Its last chunk took {took:.1f} s; of the grace of {grace:g} s, {may_take:g} s may be worked.",
             danger="Each deploy that meets such a chunk cuts or kills it, and it is done again from its first item.",
             mend=(
-                f"Make chunks smaller (chunk_size is {job.options.chunk_size:,} now), or have the platform wait longer "
+                f"Make chunks smaller (chunk_size is {job.options.chunk_size} now), or have the platform wait longer "
                 f"and say so in {VARIABLE}."
             ),
         )

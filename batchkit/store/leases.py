@@ -305,6 +305,7 @@ def _lease(run: RowMapping, row: RowMapping) -> Lease:
         done=row["done"],
         failed=row["failed"],
         carry=row["carry"],
+        chunk_size=row["chunk_size"],
     )
 
 
