@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
@@ -76,7 +76,20 @@ class Chunk(Sequence[T]):
     transaction fails the chunk, so put what may fail into `with chunk.session.begin_nested():`.
     """
 
-    __slots__ = ("_failed", "_items", "_stopping", "_transaction", "attempt", "carry", "number", "partition", "run_id")
+    __slots__ = (
+        "_after_commit",
+        "_failed",
+        "_items",
+        "_keys",
+        "_protecting",
+        "_stopping",
+        "_transaction",
+        "attempt",
+        "carry",
+        "number",
+        "partition",
+        "run_id",
+    )
 
     def __init__(
         self,
@@ -89,11 +102,16 @@ class Chunk(Sequence[T]):
         attempt: int,
         carry: dict[str, object],
         stopping: Callable[[], bool],
+        keys: Callable[[int], str],
+        protecting: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._items = items
         self._transaction = transaction
         self._stopping = stopping
+        self._keys = keys
+        self._protecting = protecting
         self._failed: dict[int, BaseException] = {}
+        self._after_commit: list[Callable[[], object]] = []
         self.run_id = run_id
         #: which of the run's partitions the items belong to, from 0
         self.partition = partition
@@ -132,6 +150,45 @@ class Chunk(Sequence[T]):
         """Whether the worker should stop soon: a chunk that can end early may return once its items are done."""
         return self._stopping()
 
+    def key(self, item: T) -> str:
+        """
+        Give a key for calls to other systems: 47 letters, digits and a dash.
+
+        The same item of the same run has the same key, whatever crashes and however the chunks are cut; so it has in a
+        run that tries failures of that run again. In another run it has another.
+
+        Raises:
+            ValueError: it is not an item of this chunk, or is equal to several of them: use `keyed`.
+        """
+        return self._keys(self._index_of(item))
+
+    def keyed(self) -> Iterator[tuple[str, T]]:
+        """Give each item with its `key`."""
+        for index, item in enumerate(self._items):
+            yield self._keys(index), item
+
+    def after_commit(self, function: Callable[[], object]) -> None:
+        """
+        Have *function* called once the chunk is committed: at most once, in this process, and never after a crash.
+
+        What it raises is logged and changes nothing. For what must not be lost, write it down in the chunk's own
+        transaction and have something else send it.
+        """
+        self._after_commit.append(function)
+
+    @property
+    def committed_calls(self) -> Sequence[Callable[[], object]]:
+        """What is to be called after the commit."""
+        return self._after_commit
+
+    def protected(self) -> AbstractContextManager[None]:
+        """
+        Keep the chunk from being cut short for the length of a `with` block, though the worker's grace ends.
+
+        For a call to another system that must not be broken off half way; a kill does not ask.
+        """
+        return self._protecting()
+
     def fail(self, item: T, error: BaseException | str) -> None:
         """
         Record one item of the chunk as a failure, and go on: it counts as failed and not as done.
@@ -158,7 +215,7 @@ class Chunk(Sequence[T]):
         found = same or [index for index, each in enumerate(self._items) if each == item]
         if len(found) != 1:
             what = "is not an item of this chunk" if not found else f"stands {len(found)} times in this chunk"
-            raise ValueError(f"{item!r} {what}; give chunk.fail() the object that the chunk gave")
+            raise ValueError(f"{item!r} {what}; give the object that the chunk gave, or use chunk.keyed()")
         return found[0]
 
 

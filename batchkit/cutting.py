@@ -6,6 +6,8 @@ import logging
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -38,6 +40,9 @@ class Cutter:
         self._stop = stop
         self._grace = grace
         self._is_in_chunk = False
+        self._protected = 0
+        #: whether the time to cut came while the chunk was protected
+        self._is_due = False
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -64,10 +69,26 @@ class Cutter:
         """Let nothing be cut short any more: what comes now is the checkpoint and its commit."""
         self._is_in_chunk = False
 
+    @contextmanager
+    def protected(self) -> Iterator[None]:
+        """Let nothing be cut short for the length of the block; what became due meanwhile is cut at its end."""
+        self._protected += 1
+        try:
+            yield
+        finally:
+            self._protected -= 1
+        if self._is_due:
+            self._cut()
+
     def _on_signal(self, _: int, __: FrameType | None) -> None:
-        if self._is_in_chunk:
+        self._is_due = True
+        self._cut()
+
+    def _cut(self) -> None:
+        if self._is_in_chunk and not self._protected:
             # Once: what is raised now is on its way to be rolled back.
             self._is_in_chunk = False
+            self._is_due = False
             raise ChunkCut
 
     def _watch(self) -> None:

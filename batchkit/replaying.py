@@ -32,19 +32,26 @@ class FailedItems:
         self._lease = lease
         self._until = until
         self._run_id = lease.failures_of or lease.run_id
+        self._places: dict[int, str] = {}
 
     def read(self, after: int | None, limit: int, session: Session) -> Iterable[tuple[Any, int]]:
         """Give at most *limit* of the items whose failures have higher numbers than *after*, and those numbers."""
         found: list[tuple[Any, int]] = []
         last = after or 0
         until = self._until if self._until is not None else self.upper(session) or 0
+        self._places = {}
         while len(found) < limit:
             failures = self._store.failures.still_open(self._run_id, after=last, until=until, limit=limit - len(found))
             if not failures:
                 break
             last = failures[-1].id
+            self._places.update({failure.id: failure.cursor for failure in failures})
             found += [(item, failure.id) for failure in failures for item in self._items(failure, session)]
         return found
+
+    def place_of(self, number: int) -> str:
+        """Give the cursor that an item read last has in the source, as JSON text."""
+        return self._places[number]
 
     def count(self, _: Session) -> int:
         """Count the failures that are open."""

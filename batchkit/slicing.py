@@ -8,10 +8,11 @@ import logging
 import random
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import blake2b
 from typing import Any, TypeVar, cast
 
 from batchkit.chunk import Chunk, Finish, at_hand
@@ -133,6 +134,12 @@ class _Reading:
     cursors: Cursors
     params: dict[str, object]
 
+    def place_of(self, cursor: object) -> str:
+        """Give the place of an item in the job's own source, as JSON text."""
+        if isinstance(self.source, FailedItems):
+            return self.source.place_of(cast("int", cursor))
+        return self.cursors.write(cursor)
+
 
 class _Slice:
     def __init__(
@@ -161,6 +168,8 @@ class _Slice:
         self._cpu_at_checkpoint = time.process_time()
         self._isolation = Isolation(job, around.store, _sizing(lease, job, around))
         self._chunk_began = time.perf_counter()
+        #: what the function wants called once the chunk in flight is known to be committed
+        self._after_commit: Sequence[Callable[[], object]] = ()
         #: what the item looked like that made the run fail
         self._failing_item: str | None = None
 
@@ -274,6 +283,7 @@ class _Slice:
         self._timer.chunk_begins()
         self._cutter.chunk_begins()
         self._isolation.begin()
+        self._after_commit = ()
         began = self._chunk_began = time.perf_counter()
         transaction = self._open()
         try:
@@ -284,10 +294,11 @@ class _Slice:
                 return None
             # Before the work: a cursor that cannot be stored is no fault of an item.
             cursor = read.last
-            chunk = self._make_chunk(read.items, transaction)
+            chunk = self._make_chunk(reading, read, transaction)
             with self._blaming_items(read):
                 self._call(chunk, reading.params)
                 transaction.flush()
+            self._after_commit = chunk.committed_calls
             self._cutter.chunk_ends()
             done = len(chunk) - len(chunk.failed)
             self._isolation.record(transaction, self._lease, self._isolation.failed_in(chunk, read), done=done)
@@ -342,6 +353,7 @@ class _Slice:
             TooManyFailures: the job does not allow so many; where it allows none, what the item has raised.
         """
         self._timer.chunk_begins()
+        self._after_commit = ()
         transaction = self._open()
         try:
             self._isolation.record(transaction, self._lease, [failed], done=0)
@@ -382,9 +394,9 @@ class _Slice:
         with suppress(Exception):
             transaction.rollback()
 
-    def _make_chunk(self, items: list[Any], transaction: ChunkTransaction) -> Chunk[Any]:
+    def _make_chunk(self, reading: _Reading, read: Read, transaction: ChunkTransaction) -> Chunk[Any]:
         return Chunk(
-            items,
+            read.items,
             transaction=transaction,
             run_id=self._lease.run_id,
             partition=self._lease.number,
@@ -392,7 +404,14 @@ class _Slice:
             attempt=self._isolation.tries,
             carry=_read_carry(self._lease.carry),
             stopping=self._should_stop,
+            keys=lambda index: self._key(reading, read, index),
+            protecting=self._cutter.protected,
         )
+
+    def _key(self, reading: _Reading, read: Read, index: int) -> str:
+        """Name an item to other systems: by the run in which it is done, and by its place in the source."""
+        place = reading.place_of(read.pairs[index][1])
+        return f"{self._lease.failures_of or self._lease.run_id}-{blake2b(place.encode(), digest_size=10).hexdigest()}"
 
     def _checkpoint(self, cursor: str, chunk: Chunk[Any], *, seconds: float) -> Checkpoint:
         rate = len(chunk) / max(seconds, 1e-6)
@@ -415,6 +434,15 @@ class _Slice:
         self._cpu_at_checkpoint = time.process_time()
         self._timer.checkpointed()
         self._around.watch(lease)
+        self._call_after_commit()
+
+    def _call_after_commit(self) -> None:
+        calls, self._after_commit = self._after_commit, ()
+        for call in calls:
+            try:
+                call()
+            except Exception:
+                _logger.exception("what was to be called after a commit failed", extra={"run_id": self._lease.run_id})
 
     # The end of the run
 

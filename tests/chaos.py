@@ -207,12 +207,12 @@ class Chaos:
         if self.queue == "rq":
             with redis.Redis.from_url(self._broker) as client:
                 queue = Queue(connection=client)
-                queue.enqueue("tests.queues.rq_app.one_batch", batch, job_id=name)
+                queue.enqueue("tests.queues.rq_app.one_batch", batch, has_bad=True, job_id=name)
         else:
-            self._celery.send_task("one-batch", kwargs={"batch": batch}, task_id=name)
+            self._celery.send_task("one-batch", kwargs={"batch": batch, "has_bad": True}, task_id=name)
 
     def _start(self, batch: int) -> None:
-        self._command("start", "one_batch" if self.queue == "rq" else "one-batch", f"batch={batch}")
+        self._command("start", "one_batch" if self.queue == "rq" else "one-batch", f"batch={batch}", "has_bad=yes")
 
     def _command(self, *arguments: str) -> None:
         subprocess.run(
@@ -266,7 +266,7 @@ class Chaos:
                 self.outcome.problems.append(f"{run!r} has not ended: {run.waiting_reason or ''} {history}")
 
     def _count(self) -> None:
-        by_batch = ledger.batch_times(self._url)
+        by_batch, bad_items = ledger.batch_times(self._url), ledger.bad_items(self._url)
         started: Counter[int] = Counter()
         for run in self._runs():
             batch = int(str(run.params["batch"]))
@@ -274,12 +274,16 @@ class Chaos:
             self.outcome.runs += 1
             self.outcome.items += _ITEMS
             times = by_batch[batch]
-            self.outcome.lost += times.get(0, 0)
+            # Each bad item is left undone, and recorded once.
+            bad = bad_items.get(batch, 0)
+            self.outcome.lost += abs(times.get(0, 0) - bad)
             self.outcome.doubled += sum(count for number, count in times.items() if number > 1)
             if run.state is not RunState.SUCCEEDED:
                 self.outcome.problems.append(f"{run!r}: {run.error}")
-            if run.progress.done != _ITEMS:
-                self.outcome.problems.append(f"{run!r} says {run.progress.done} of {_ITEMS} items are done")
+            if (run.progress.done, run.progress.failed) != (_ITEMS - bad, bad):
+                self.outcome.problems.append(f"{run!r} says {run.progress} of {_ITEMS} items, {bad} of them bad")
+            if len({failure.cursor for failure in run.failures()}) != bad or len(run.failures()) != bad:
+                self.outcome.problems.append(f"{run!r} has {len(run.failures())} failures, not {bad}")
         twice = [batch for batch, count in started.items() if count > 1]
         if twice:
             self.outcome.problems.append(f"batches that were started as two runs: {twice}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -52,6 +53,18 @@ def fill_batch(url: str, batch: int, *, items: int) -> None:
     """Make the items of a batch, which were never done."""
     with open_ledger(url) as tx:
         tx.execute(insert(batch_item), [{"batch": batch, "times": 0} for _ in range(items)])
+
+
+def is_bad(number: int) -> bool:
+    """Say that an item of a batch cannot be processed."""
+    return number % 100 == 7
+
+
+def bad_items(url: str) -> dict[int, int]:
+    """Count the bad items of each batch."""
+    with open_ledger(url) as tx:
+        rows = tx.execute(select(batch_item.c.batch, batch_item.c.id))
+        return dict(Counter(batch for batch, number in rows if is_bad(number)))
 
 
 def batch_times(url: str) -> dict[int, dict[int, int]]:

@@ -68,16 +68,20 @@ def slow_once(chunk: Chunk[int]) -> None:
     count.function(chunk, 30 if is_first_try else 0)
 
 
-def _batch(batch: int, pause: float = 0.02) -> Source[int]:
+def _batch(batch: int, pause: float = 0.02, has_bad: bool = False) -> Source[int]:
     return rows(select(batch_item.c.id).where(batch_item.c.batch == batch), key=batch_item.c.id)
 
 
-@batched(_batch, chunk_size=10, lease=LEASE_SECONDS, slice_time=1.5)
-def one_batch(chunk: Chunk[int], batch: int, pause: float = 0.02) -> None:
-    """Count each item of a batch as done once more."""
+@batched(_batch, chunk_size=10, lease=LEASE_SECONDS, slice_time=1.5, max_failures=100)
+def one_batch(chunk: Chunk[int], batch: int, pause: float = 0.02, has_bad: bool = False) -> None:
+    """Count each item of a batch as done once more, but for those that are bad."""
     chunk.connection.execute(
         update(batch_item).where(batch_item.c.id.in_(list(chunk))).values(times=batch_item.c.times + 1)
     )
+    bad = [number for number in chunk if has_bad and ledger.is_bad(number)]
+    if bad:
+        message = f"item {bad[0]} is bad"
+        raise ValueError(message)
     time.sleep(pause)
 
 
