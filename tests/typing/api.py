@@ -8,9 +8,11 @@ from pathlib import Path
 
 from sqlalchemy import Connection, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from tenacity import Retrying, stop_after_attempt
 from typing_extensions import assert_type
 
 from batchkit import (
+    Adaptive,
     BatchKit,
     Chunk,
     Failure,
@@ -142,3 +144,22 @@ def count_up(number: int) -> None:
 
 
 count_up.start()
+
+
+@batched(
+    users,
+    chunk_size=Adaptive(target=timedelta(seconds=2), maximum=500),
+    retry=Retrying(stop=stop_after_attempt(3)),
+    max_failures=10,
+)
+def charge(chunk: Chunk[User], domain: str, limit: int = 10) -> None:
+    """Charge users."""
+    for key, user in chunk.keyed():
+        assert_type(key, str)
+        assert_type(chunk.key(user), str)
+        with chunk.protected():
+            chunk.fail(user, "no card")
+    chunk.after_commit(lambda: None)
+
+
+assert_type(charge.start("example.com").retry_failures(), Run)

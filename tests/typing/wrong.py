@@ -75,3 +75,14 @@ batched(users, chunk_size="5")  # type: ignore[call-overload]  # pyright: ignore
 batched(users, chunksize=5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 batched([1, 2, 3])  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
 BatchKit(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+# A function of a chunk where one of an item is wanted, and of an item of another type.
+@batched.each(users)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+def each_chunk(chunk: Chunk[User], domain: str) -> None:
+    """Take a chunk."""
+
+
+@batched.each(users)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+def each_number(number: int, domain: str) -> None:
+    """Take a number."""
