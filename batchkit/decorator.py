@@ -47,6 +47,7 @@ class _Batched:
         queue: str = ...,
         retry: Retrying | None = None,
         max_failures: float = ...,
+        version: str | int | None = None,
         describe_item: Callable[[T], object] | None = None,
         finish: Callable[Concatenate[Finish, P], object] | None = None,
     ) -> Callable[[Callable[Concatenate[Chunk[T], P], object]], Job[P, T]]: ...
@@ -63,6 +64,7 @@ class _Batched:
         queue: str = ...,
         retry: Retrying | None = None,
         max_failures: float = ...,
+        version: str | int | None = None,
         describe_item: Callable[[T], object] | None = None,
         finish: Callable[[Finish], object] | None = None,
     ) -> Callable[[Callable[[Chunk[T]], object]], Job[[], T]]: ...
@@ -78,6 +80,7 @@ class _Batched:
         queue: str = "default",
         retry: Retrying | None = None,
         max_failures: float = 0,
+        version: str | int | None = None,
         describe_item: Callable[[Any], object] | None = None,
         finish: Callable[..., object] | None = None,
     ) -> Callable[[Callable[..., object]], Any]:
@@ -99,6 +102,8 @@ class _Batched:
                 of the run's own database are tried again in any case.
             max_failures: how many items may fail before the run does: a number, or a share (0.01) of the items that
                 were tried, which is judged from 100 items on. By default the first that fails does.
+            version: change it when runs that are unfinished must not go on with this code, such as when `chunk.carry`
+                means something else; they wait and say so, until `resume(accept=True)` or workers of their version.
             describe_item: gives what is recorded of an item that failed, such as its id; by default its `repr`, or the
                 loaded columns of an ORM object.
             finish: a function run once after the last item, in the transaction that makes the run succeeded; it takes
@@ -119,6 +124,7 @@ class _Batched:
             queue=queue,
             retry=retry,
             max_failures=max_failures,
+            version=version,
             describe_item=describe_item,
             finish=finish,
         )
@@ -136,6 +142,7 @@ class _Batched:
         queue: str = ...,
         retry: Retrying | None = None,
         max_failures: float = ...,
+        version: str | int | None = None,
         describe_item: Callable[[T], object] | None = None,
         finish: Callable[Concatenate[Finish, P], object] | None = None,
     ) -> Callable[[Callable[Concatenate[T, P], object]], EachJob[P, T]]: ...
@@ -152,6 +159,7 @@ class _Batched:
         queue: str = ...,
         retry: Retrying | None = None,
         max_failures: float = ...,
+        version: str | int | None = None,
         describe_item: Callable[[T], object] | None = None,
         finish: Callable[[Finish], object] | None = None,
     ) -> Callable[[Callable[[T], object]], EachJob[[], T]]: ...
@@ -167,6 +175,7 @@ class _Batched:
         queue: str = "default",
         retry: Retrying | None = None,
         max_failures: float = 0,
+        version: str | int | None = None,
         describe_item: Callable[[Any], object] | None = None,
         finish: Callable[..., object] | None = None,
     ) -> Callable[[Callable[..., object]], Any]:
@@ -192,6 +201,7 @@ class _Batched:
             queue=queue,
             retry=retry,
             max_failures=max_failures,
+            version=version,
             describe_item=describe_item,
             finish=finish,
         )
@@ -212,6 +222,7 @@ def _decorator(
     queue: str,
     retry: Retrying | None,
     max_failures: float,
+    version: str | int | None,
     describe_item: Callable[[Any], object] | None,
     finish: Callable[..., object] | None,
 ) -> Callable[[Callable[..., object]], Any]:
@@ -228,6 +239,7 @@ def _decorator(
         queue=_checked_name(queue, "queue"),
         max_failures=_checked_max_failures(max_failures),
         retry=_checked_retry(retry),
+        version=_checked_version(version),
         describe_item=_checked_describe_item(describe_item),
     )
     make_source, signature = _checked_source(source)
@@ -350,6 +362,12 @@ def _checked_retry(retry: object) -> Any:  # noqa: ANN401  None or a Retrying, w
     if inspect.iscoroutinefunction(getattr(retry, "__call__", None)):  # noqa: B004  whether it is one is the question
         raise InvalidJob(f"retry is a {kind.__qualname__}, but chunks are worked in plain functions: use Retrying(...)")
     return retry
+
+
+def _checked_version(version: object) -> str | int | None:
+    if version is None or (isinstance(version, str | int) and not isinstance(version, bool)):
+        return version
+    raise InvalidJob(f"version is a string or a number: got {version!r}")
 
 
 def _checked_describe_item(describe_item: object) -> Any:  # noqa: ANN401  None or a callable

@@ -36,6 +36,8 @@ class Options:
     max_failures: float = 0
     #: what else than faults of the database is tried again, and how often
     retry: Retrying | None = None
+    #: what a run must have begun with to go on with this code
+    version: str | int | None = None
     #: what is shown of an item that failed
     describe_item: Callable[[Any], object] | None = None
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 _ACCEPT = (
-    "Deploy the code that it began with, or cancel it and start a new run (the key and kind of a source must not "
-    "change while a run is unfinished)"
+    "Deploy the code that it began with, or cancel it and start a new run; where the cursor means the same in this "
+    "code, accept that: `batchkit resume ID --accept`"
 )
 _RESTORE = "Put the content that it began with back and resume() it, or start a new run"
 
@@ -48,7 +48,7 @@ def plan(job: Definition, source: Source[Any], session: Session) -> Plan:
         ranges=() if range_ is None else (range_,),
         total=None if total is None else int(total),
         total_is_estimate=isinstance(total, Estimate),
-        identity=identity_of(source),
+        identity=identity_of(source, version=job.options.version),
         fingerprint=fingerprint_of(source),
         has_finish=job.finish is not None,
     )
@@ -61,14 +61,14 @@ def bounded(source: Source[Any], lease: Lease) -> Source[Any]:
     return source.until(Cursors(source).read(lease.until))
 
 
-def check_identity(source: Source[Any], lease: Lease) -> None:
+def check_identity(job: Definition, source: Source[Any], lease: Lease) -> None:
     """
-    Refuse a source whose cursors mean something else than those of the run.
+    Refuse a source whose cursors mean something else than those of the run, and a job of another version.
 
     Raises:
         SourceChanged: the job's code gives another kind of source, or another key.
     """
-    _compare(lease, lease.identity, identity_of(source), mend=_ACCEPT)
+    _compare(lease, lease.identity, identity_of(source, version=job.options.version), mend=_ACCEPT)
 
 
 def check_fingerprint(source: Source[Any], lease: Lease) -> None:
@@ -123,11 +123,12 @@ class Cursors:
         return stored if self._code is None else self._code.decode(stored)
 
 
-def identity_of(source: Source[Any]) -> str:
-    """Write down what gives the cursors of *source* their meaning, as JSON text."""
+def identity_of(source: Source[Any], *, version: str | int | None) -> str:
+    """Write down what gives the cursors of *source*, of a job of this *version*, their meaning, as JSON text."""
     kind = f"{type(source).__module__}.{type(source).__qualname__}"
     described = source.identity() if isinstance(source, Identified) else {"kind": kind}
-    return dumps(described, where="the identity of the source")
+    versioned = described if version is None else {**described, "version": version}
+    return dumps(versioned, where="the identity of the source")
 
 
 def fingerprint_of(source: Source[Any]) -> str | None:

@@ -25,8 +25,17 @@ class FailedItems:
     An item that the source does not have any more is left out; its failure stays open.
     """
 
-    def __init__(self, source: Source[Any], store: Store, lease: Lease, *, until: int | None = None) -> None:
+    def __init__(
+        self,
+        source: Source[Any],
+        store: Store,
+        lease: Lease,
+        *,
+        version: str | int | None,
+        until: int | None = None,
+    ) -> None:
         self._source = source
+        self._version = version
         self._cursors = Cursors(source)
         self._store = store
         self._lease = lease
@@ -63,11 +72,11 @@ class FailedItems:
 
     def until(self, upper: int) -> FailedItems:
         """Leave out what fails later."""
-        return FailedItems(self._source, self._store, self._lease, until=upper)
+        return FailedItems(self._source, self._store, self._lease, version=self._version, until=upper)
 
     def identity(self) -> dict[str, Json]:
         """Say whose failures they are, and what their cursors mean."""
-        return {"kind": "failures", "of": self._run_id, "source": identity_of(self._source)}
+        return {"kind": "failures", "of": self._run_id, "source": identity_of(self._source, version=self._version)}
 
     def fingerprint(self) -> dict[str, Json]:
         """Describe the content of the source."""
@@ -81,7 +90,7 @@ class FailedItems:
             SourceChanged: its cursors mean something else now, or its content was changed.
         """
         identity, fingerprint = self._store.runs.meaning(self._run_id)
-        check_same(self._lease, identity=(identity, identity_of(self._source)))
+        check_same(self._lease, identity=(identity, identity_of(self._source, version=self._version)))
         check_same(self._lease, fingerprint=(fingerprint, fingerprint_of(self._source)))
 
     def _items(self, failure: Failure, session: Session) -> Iterable[Any]:

@@ -27,8 +27,8 @@ class Control(Protocol):
         """Have a run stop at its next chunk boundary."""
         ...
 
-    def resume(self, run_id: RunId) -> None:
-        """Let a paused or failed run go on."""
+    def resume(self, run_id: RunId, *, accept: bool = False) -> None:
+        """Let a paused or failed run go on; with *accept*, with what its job gives now."""
         ...
 
     def cancel(self, run_id: RunId) -> None:
@@ -198,14 +198,19 @@ class Run:
         self._control.pause(self.id)
         return self.refresh()
 
-    def resume(self) -> Run:
+    def resume(self, *, accept: bool = False) -> Run:
         """
         Let it go on behind the last committed item, after a pause or a failure; takes back a pause not yet seen.
+
+        Args:
+            accept: go on with what the job gives now, though its source, key, version or content is another than the
+                one that the run began with. Its cursor must mean the same there. A run that workers have left waiting
+                for that reason can be resumed so as well.
 
         Raises:
             IllegalTransition: it is neither paused nor failed.
         """
-        self._control.resume(self.id)
+        self._control.resume(self.id, accept=accept)
         return self.refresh()
 
     def cancel(self) -> Run:

@@ -38,6 +38,8 @@ from batchkit.planning import (
     bounded,
     check_fingerprint,
     check_identity,
+    fingerprint_of,
+    identity_of,
     make_source,
     plan,
 )
@@ -224,20 +226,27 @@ class _Slice:
             source = self._failed_items(source)
         if not self._lease.is_planned:
             self._with_faults(lambda: self._plan(source))
+        if self._lease.identity is None:
+            self._accept(source)
         try:
-            check_identity(source, self._lease)
+            check_identity(self._job, source, self._lease)
         except SourceChanged as error:
             raise _Declined(error) from error
         check_fingerprint(source, self._lease)
         return bounded(source, self._lease), params
 
     def _failed_items(self, source: Source[Any]) -> Source[Any]:
-        failed = FailedItems(source, self._around.store, self._lease)
+        failed = FailedItems(source, self._around.store, self._lease, version=self._job.options.version)
         try:
             failed.check()
         except SourceChanged as error:
             raise _Declined(error) from error
         return failed
+
+    def _accept(self, source: Source[Any]) -> None:
+        """Go on with what this code gives, since a person has said that the cursor means the same there."""
+        identity, fingerprint = identity_of(source, version=self._job.options.version), fingerprint_of(source)
+        self._lease = self._around.store.leases.accept(self._lease, identity=identity, fingerprint=fingerprint)
 
     def _plan(self, source: Source[Any]) -> None:
         transaction = self._open()

@@ -61,6 +61,9 @@ def resume(
     id_: Annotated[str, typer.Argument(metavar="ID", help="The run's id, or a part of it.")],
     *,
     detach: Annotated[bool, typer.Option("--detach", help="Leave it to the workers and return at once.")] = False,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Go on with the source that the job has now: the cursor means the same.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Let a paused, failed or interrupted run go on. With the built-in queue it is worked here, with a live bar."""
@@ -75,8 +78,8 @@ def resume(
     if works_here and found.job not in kit.jobs:
         raise JobNotFound(found.job, known=kit.jobs)
     # One that is queued, or whose worker may have died, needs a worker and nothing else.
-    if found.state not in {RunState.QUEUED, RunState.RUNNING} or found.requested is Request.PAUSE:
-        found.resume()
+    if accept or found.state not in {RunState.QUEUED, RunState.RUNNING} or found.requested is Request.PAUSE:
+        found.resume(accept=accept)
     if works_here:
         raise typer.Exit(_work_here(call, kit, found, as_json=as_json))
     if as_json:

@@ -106,6 +106,14 @@ class Leases:
             until=bounds.until,
         )
 
+    def accept(self, lease: Lease, *, identity: str, fingerprint: str | None) -> Lease:
+        """Write down what a run goes on with, after a person has accepted that; give what is written down now."""
+        with self._database.transaction() as tx:
+            self._runs.lock(tx, lease.run_id)
+            tx.execute(self._statements.accept(lease, identity=identity, fingerprint=fingerprint))
+            run = tx.execute(self._statements.read_run(lease.run_id)).mappings().one()
+            return replace(lease, identity=run["identity"], fingerprint=run["fingerprint"])
+
     def checkpoint(self, held: HeldConnection, lease: Lease, checkpoint: Checkpoint) -> tuple[Lease, Standing]:
         """
         Move the partition on as part of the transaction that is open on *held*, and say how its run stands.

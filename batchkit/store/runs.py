@@ -104,36 +104,44 @@ class Runs:
         """
         return self._ask(run_id, Request.CANCEL, RunState.CANCELLED)
 
-    def resume(self, run_id: RunId) -> RunState:
+    def resume(self, run_id: RunId, *, accept: bool = False) -> RunState:
         """
         Queue a paused or failed run again, or take back a pause that its workers have not seen yet.
+
+        With *accept* it goes on with whatever its job gives now, also one that is queued.
 
         Raises:
             RunNotFound, IllegalTransition
         """
         with self._database.transaction() as tx:
             run = self._lock_existing(tx, run_id)
-            if run["state"] is RunState.RUNNING and run["requested"] is Request.PAUSE:
+            if run["state"] is RunState.RUNNING and run["requested"] is Request.PAUSE and not accept:
                 tx.execute(self._statements.request(run_id, None))
                 return RunState.RUNNING
             if run["state"] is RunState.RUNNING:
                 # It has a way to queued, but that is an interruption, which is the workers' to make.
                 raise illegal_transition(run_id, RunState.RUNNING, RunState.QUEUED)
-            check_transition(run_id, run["state"], RunState.QUEUED)
+            if run["state"] is not RunState.QUEUED or not accept:
+                self._queue_again(tx, run_id, run["state"], reason="resumed, as it is now" if accept else "resumed")
             tx.execute(self._statements.make_due(run_id))
-            self.change_state(
-                tx,
-                run_id,
-                run["state"],
-                RunState.QUEUED,
-                reason="resumed",
-                error=None,
-                waiting_reason=None,
-                finished_at=None,
-                announce_at=None,
-                announcing_until=None,
-            )
+            if accept:
+                tx.execute(self._statements.forget_meaning(run_id))
+                tx.execute(self._statements.explain_waiting(run_id, None))
             return RunState.QUEUED
+
+    def _queue_again(self, tx: Connection, run_id: RunId, state: RunState, *, reason: str) -> None:
+        self.change_state(
+            tx,
+            run_id,
+            state,
+            RunState.QUEUED,
+            reason=reason,
+            error=None,
+            waiting_reason=None,
+            finished_at=None,
+            announce_at=None,
+            announcing_until=None,
+        )
 
     # What workers do
 

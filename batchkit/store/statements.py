@@ -112,6 +112,24 @@ class Statements:
             )
         )
 
+    def forget_meaning(self, run_id: RunId) -> Executable:
+        """Forget what the cursors of a run that nobody works mean: the next slice writes down what they mean to it."""
+        run = self.run.c
+        return (
+            update(self.run)
+            .where(run.id == run_id, run.state == RunState.QUEUED)
+            .values(identity=None, fingerprint=None)
+        )
+
+    def accept(self, lease: Lease, *, identity: str, fingerprint: str | None) -> Executable:
+        """Write down what the cursors of a run mean, where that was forgotten."""
+        run = self.run.c
+        return (
+            update(self.run)
+            .where(run.id == lease.run_id, run.planned_at.is_not(None), run.identity.is_(None))
+            .values(identity=identity, fingerprint=fingerprint)
+        )
+
     def plan_first_partition(self, lease: Lease, range_: Range | None) -> Executable:
         """Give the partition that the run was started with its range; it is final where the source is empty."""
         state = PartitionState.FINAL if range_ is None else PartitionState.OPEN

@@ -18,6 +18,7 @@ from sqlalchemy.pool import Pool
 from batchkit import BatchKit, Chunk, Finish, RunState, batched, csv_rows, items, rows, span
 from batchkit.errors import (
     ChunkTorn,
+    InvalidJob,
     InvalidParams,
     InvalidSource,
     JobNotFound,
@@ -633,6 +634,62 @@ def test_a_run_whose_source_is_of_another_kind_is_left_as_it_is_and_says_why(kit
     with Stop() as stop:
         kit.work_run(run.id, stop=stop)
     assert (RunState.SUCCEEDED, 50, None) == (run.refresh().state, run.progress.done, run.waiting_reason)
+
+
+def test_a_person_can_accept_another_source_whose_cursor_means_the_same(kit: BatchKit, done: Ledger):
+    run, holder = _interrupted(kit, span(50))
+    holder["source"] = items(list(range(50)))
+    with Stop() as stop:
+        kit.work_run(run.id, stop=stop)
+    assert run.refresh().waiting_reason is not None
+    assert "resume ID --accept" in run.waiting_reason
+
+    run.resume(accept=True)
+    assert (RunState.SUCCEEDED, 50, None) == (run.refresh().state, run.progress.done, run.waiting_reason)
+    # What was accepted is what the run goes on with from now on.
+    failing, held = _interrupted(kit, items(list(range(50))))
+    held["source"] = span(50)
+    failing.resume(accept=True)
+    assert RunState.SUCCEEDED == failing.refresh().state
+
+
+def test_a_run_of_another_version_of_the_code_waits_and_says_so(kit: BatchKit, done: Ledger):
+    def work(chunk: Chunk[int]) -> None:
+        write(chunk)
+        if chunk.number == 1:
+            stop.request("SIGTERM")
+
+    old = job(span(30), work, chunk_size=10, version=1)
+    run = kit.start_run_here(JOBS[old.name], "{}")
+    with Stop() as stop:
+        kit.work_run(run.id, stop=stop)
+    batched(span(30), name=old.name, chunk_size=10, version="2")(work)
+    with Stop() as stop:
+        kit.work_run(run.id, stop=stop)
+    assert (RunState.QUEUED, 10) == (run.refresh().state, run.progress.done)
+    assert run.waiting_reason is not None
+    assert "version was 1 and is '2'" in run.waiting_reason
+    run.resume(accept=True)
+    assert (RunState.SUCCEEDED, list(range(30))) == (run.refresh().state, done.items())
+
+
+@pytest.mark.parametrize("version", [1.5, True, ["1"]])
+def test_what_is_no_version_is_refused(version: Any):
+    with pytest.raises(InvalidJob, match="version is a string or a number"):
+        job(span(1), write, version=version)
+
+
+def test_a_changed_file_can_be_accepted(kit: BatchKit, done: Ledger, tmp_path: Path):
+    path = tmp_path / "x.csv"
+    path.write_text("a\n" + "".join(f"{i}\n" for i in range(40)))
+    run, holder = _interrupted(kit, csv_rows(path))
+    path.write_text("a\n" + "".join(f"{i}\n" for i in range(60)))
+    holder["source"] = csv_rows(path)
+    with Stop() as stop:
+        kit.work_run(run.id, stop=stop)
+    assert RunState.FAILED == run.refresh().state
+    run.resume(accept=True)
+    assert RunState.SUCCEEDED == run.refresh().state
 
 
 def test_a_run_whose_job_takes_other_params_now_is_left_as_it_is(kit: BatchKit, done: Ledger):
