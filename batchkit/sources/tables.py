@@ -28,13 +28,15 @@ from sqlalchemy import (
     tuple_,
     type_coerce,
 )
+from sqlalchemy.dialects import mysql
+from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import ClauseElement, ColumnElement, UnaryExpression
 from sqlalchemy.sql.expression import Executable
 from sqlalchemy.sql.selectable import AliasedReturnsRows
-from sqlalchemy.types import NULLTYPE, TypeEngine
+from sqlalchemy.types import NULLTYPE, TypeDecorator, TypeEngine
 from sqlalchemy.types import Enum as EnumType
 
 from batchkit.errors import InvalidSource
@@ -149,9 +151,13 @@ class _Key:
             return self
         return replace(self, compared=type_coerce(self.expression, NULLTYPE))
 
-    def as_numbered(self) -> _Key:
+    def as_numbered(self, dialect: Dialect) -> _Key:
         """Give the same key with the numbers of an ENUM's words: MySQL orders by those, but compares the words."""
-        if not isinstance(self.column.type, EnumType):
+        # What the database has, and not what the class is called: an Enum may be kept as text, whose numbers are all 0.
+        kept = self.column.type.dialect_impl(dialect)
+        while isinstance(kept, TypeDecorator):
+            kept = kept.impl_instance
+        if not isinstance(kept, mysql.ENUM):
             return self
         return replace(self, compared=type_coerce(self.expression, Integer) + 0)
 
@@ -186,7 +192,7 @@ class _Walk:
         if name not in self._statements:
             keys, is_mysql = self.keys, name in ("mysql", "mariadb")
             if is_mysql:
-                keys = tuple(key.as_numbered() for key in keys)
+                keys = tuple(key.as_numbered(bind.dialect) for key in keys)
             elif name == "sqlite":
                 keys = tuple(key.as_stored() for key in keys)
             self._statements[name] = _Statements(self, keys, compares_tuples=not is_mysql)

@@ -40,6 +40,7 @@ from sqlalchemy import (
 from sqlalchemy import Enum as EnumType
 from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, joinedload, mapped_column, relationship
+from sqlalchemy.types import TypeDecorator
 
 from batchkit import rows
 from batchkit.errors import InvalidSource
@@ -152,23 +153,33 @@ class Colour(enum.Enum):
     BLUE = "blue"
 
 
-by_colour = Table(
-    "by_colour", metadata, Column("colour", EnumType(Colour), primary_key=True), Column("id", Integer, primary_key=True)
-)
+class Painted(TypeDecorator[Colour]):
+    impl = EnumType(Colour)
+    cache_ok = True
+
+
+def _by_colour(name: str, kind: Any) -> Table:
+    return Table(name, metadata, Column("colour", kind, primary_key=True), Column("id", Integer, primary_key=True))
+
+
+by_colour = _by_colour("by_colour", EnumType(Colour))
+by_text_of_colour = _by_colour("by_text_of_colour", EnumType(Colour, native_enum=False, length=10))
+by_paint = _by_colour("by_paint", Painted())
 
 
 @pytest.mark.parametrize("limit", [1, 3, 100])
 @pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("of", [by_colour, by_text_of_colour, by_paint], ids=["native", "text", "decorated"])
 def test_a_key_of_words_is_walked_in_the_order_that_the_database_gives_them(
-    engine: Engine, limit: int, *, descending: bool
+    engine: Engine, of: Table, limit: int, *, descending: bool
 ):
     with engine.begin() as tx:
-        tx.execute(insert(by_colour), [{"colour": colour, "id": i} for colour in Colour for i in range(3)])
-    key = tuple(each.desc() if descending else each for each in (by_colour.c.colour, by_colour.c.id))
-    source = rows(select(by_colour.c.colour, by_colour.c.id), key=key)
+        tx.execute(insert(of), [{"colour": colour, "id": i} for colour in Colour for i in range(3)])
+    key = tuple(each.desc() if descending else each for each in (of.c.colour, of.c.id))
+    source = rows(select(of.c.colour, of.c.id), key=key)
     assert isinstance(source, Bounded)
     with _reading(engine) as session:
-        wanted = session.execute(select(by_colour.c.colour, by_colour.c.id).order_by(*key)).all()
+        wanted = session.execute(select(of.c.colour, of.c.id).order_by(*key)).all()
         bounded = source.until(source.upper(session))
         assert wanted == _walk(bounded, session, limit=limit)
 
