@@ -36,7 +36,8 @@ _LONGEST_NAME = 150
 
 def start_key(queue: str, name: str) -> str:
     """Make the start key of a message from the name that its *queue* knows it by."""
-    if len(name) > _LONGEST_NAME:
+    # MySQL takes keys that differ by spaces at their end for the same.
+    if len(name) > _LONGEST_NAME or name.endswith(" "):
         name = hashlib.sha256(name.encode()).hexdigest()
     return f"{queue}:{name}"
 

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import select
 
 from batchkit import telling
+from batchkit.delivery import start_key
 from batchkit.model import NewRun, RunError, RunId, WakeUp
 from batchkit.states import RunState
 from batchkit.sweep import sweep
@@ -69,6 +70,13 @@ def test_a_wake_up_of_before_a_takeover_is_stale(bench: Bench):
     assert [run_id] == list(sweep(bench.store, Recorder()).settled)
     assert not _claims(bench, first)
     assert _claims(bench, _waiting(bench, run_id))
+
+
+def test_messages_whose_ids_differ_in_case_accent_or_spaces_start_runs_of_their_own(bench: Bench):
+    ids = ["nightly", "Nightly", "nightlý", "nightly ", "nightly  ", " nightly"]
+    runs = [_start(bench, key=start_key("celery", each)) for each in ids]
+    assert len(ids) == len(set(runs))
+    assert runs == [_start(bench, key=start_key("celery", each)) for each in ids]
 
 
 def test_of_many_claims_with_one_wake_up_one_wins(bench: Bench):
