@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from batchkit.app import BatchKit
-from batchkit.doctor.findings import Finding, Level
+from batchkit.doctor.findings import Finding, Level, listed
 from batchkit.errors import BatchkitError, DatabaseUnavailable, SchemaMismatch
 from batchkit.store import ClockOffset, Server
 
 _CLOCKS_MAY_DIFFER_SECONDS = 1.0
+_OUR_PREFIX = "batchkit_"
 
 
 def check_database(kit: BatchKit, *, queue: str, slices_at_once: int) -> Iterator[Finding]:
@@ -22,6 +23,7 @@ def check_database(kit: BatchKit, *, queue: str, slices_at_once: int) -> Iterato
         yield unusable(error, subject=url)
         return
     yield from server_findings(server, subject=url)
+    yield from mysql_findings(server, subject=url)
     yield from across_machines(server, queue=queue, subject=url)
     yield from clock_findings(kit.health.clock_offset(), subject=url)
     try:
@@ -83,6 +85,57 @@ def server_findings(server: Server, *, subject: str) -> Iterator[Finding]:
             problem=f"The file is in the journal mode {server.journal} and could not be switched to WAL.",
             danger="Readers keep workers from writing, and on a network drive SQLite's locks may not work at all.",
             mend="Keep the file on a disk of this machine, or use PostgreSQL.",
+        )
+
+
+def mysql_findings(server: Server, *, subject: str) -> Iterator[Finding]:
+    """Look at what MySQL and MariaDB leave open where others do not."""
+    ours = [name for name in server.without_transactions if name.startswith(_OUR_PREFIX)]
+    theirs = [name for name in server.without_transactions if not name.startswith(_OUR_PREFIX)]
+    if ours:
+        yield Finding(
+            check="mysql-own-engine",
+            level=Level.FAIL,
+            subject=subject,
+            problem=f"The engine of batchkit's own tables has no transactions: {listed(ours)}.",
+            danger="A chunk that is rolled back counts as done, so its items are lost.",
+            mend="Run `ALTER TABLE ... ENGINE=InnoDB` on each of them.",
+        )
+    if theirs:
+        yield Finding(
+            check="mysql-engine",
+            level=Level.WARN,
+            subject=subject,
+            problem=f"There are tables whose engine has no transactions: {listed(theirs)}.",
+            danger="What a chunk writes to them stays when the chunk is rolled back, and is written again with it.",
+            mend="Run `ALTER TABLE ... ENGINE=InnoDB` on those that jobs write to.",
+        )
+    if server.logs_statements:
+        yield Finding(
+            check="mysql-binlog",
+            level=Level.FAIL,
+            subject=subject,
+            problem="The binary log is on, and binlog_format is STATEMENT.",
+            danger="InnoDB then refuses each write under READ COMMITTED, so nothing can be claimed or worked.",
+            mend="Set binlog_format to ROW or MIXED.",
+        )
+    if server.cuts_texts:
+        yield Finding(
+            check="mysql-sql-mode",
+            level=Level.WARN,
+            subject=subject,
+            problem="The sql_mode of the connection is not strict.",
+            danger="A value that does not fit its column is changed until it does, and the chunk commits that.",
+            mend="Add STRICT_TRANS_TABLES to sql_mode.",
+        )
+    if server.narrow_charset is not None:
+        yield Finding(
+            check="mysql-charset",
+            level=Level.WARN,
+            subject=subject,
+            problem=f"The character set of the connection is {server.narrow_charset}.",
+            danger="An error or a param with other characters, such as an emoji, cannot be written down as it is.",
+            mend="Add ?charset=utf8mb4 to the address, or leave the charset out of it.",
         )
 
 

@@ -50,6 +50,14 @@ class Server:
     refuses_writes: str | None = None
     #: how SQLite keeps what is not committed
     journal: str | None = None
+    #: the tables whose rows a rollback leaves as they are; MySQL has engines of that kind
+    without_transactions: tuple[str, ...] = ()
+    #: whether MySQL's replication takes no changes made under READ COMMITTED
+    logs_statements: bool = False
+    #: whether MySQL cuts a text that is too long for its column
+    cuts_texts: bool = False
+    #: the character set of the connection, where it lacks characters
+    narrow_charset: str | None = None
 
 
 class Dialect(Protocol):
@@ -68,8 +76,8 @@ class Dialect(Protocol):
         """Refuse a connection that cannot keep the promises."""
         ...
 
-    def server(self, driver: DriverConnection) -> Server:
-        """Ask the server what it is and how it is set."""
+    def server(self, driver: DriverConnection, schema: str | None) -> Server:
+        """Ask the server what it is and how it is set, where the tables are in *schema*."""
         ...
 
     def begin(self, driver: DriverConnection, *, lock_wait: float | None, idle: float) -> None:
@@ -134,7 +142,7 @@ class Postgres:
         if driver.autocommit:
             raise _autocommit()
 
-    def server(self, driver: DriverConnection) -> Server:
+    def server(self, driver: DriverConnection, schema: str | None) -> Server:  # noqa: ARG002
         """Ask for the version, and for what would make every chunk fail."""
         number, read_only, is_standby = driver.execute(
             "SELECT current_setting('server_version_num')::int, current_setting('default_transaction_read_only'), "
@@ -229,7 +237,7 @@ class Sqlite:
             else:
                 break
 
-    def server(self, driver: DriverConnection) -> Server:
+    def server(self, driver: DriverConnection, schema: str | None) -> Server:  # noqa: ARG002
         """Ask whether the file is in WAL: where it cannot be, `check` has asked in vain."""
         import sqlite3  # noqa: PLC0415  some Pythons are built without it
 
@@ -306,6 +314,12 @@ _IN_TRANSACTION = 1
 
 _MARIADB_AT_LEAST = (10, 6)
 _MYSQL_AT_LEAST = (8, 0)
+_MYSQL_SETTINGS = ("read_only", "log_bin", "binlog_format", "sql_mode", "character_set_client")
+_MYSQL_WITHOUT_TRANSACTIONS = """
+SELECT table_name FROM information_schema.tables JOIN information_schema.engines USING (engine)
+WHERE table_schema = coalesce(%s, database()) AND table_type = 'BASE TABLE' AND coalesce(transactions, '') <> 'YES'
+ORDER BY table_name
+"""
 
 
 class MySql:
@@ -339,17 +353,27 @@ class MySql:
                 "does by itself"
             )
 
-    def server(self, driver: DriverConnection) -> Server:
-        """Ask for the version, and whether writes are refused."""
+    def server(self, driver: DriverConnection, schema: str | None) -> Server:
+        """Ask for the version, for settings that differ from the usual, and for tables of the wrong kind."""
         with driver.cursor() as cursor:
-            cursor.execute("SELECT VERSION(), @@GLOBAL.read_only")
-            said, read_only = cursor.fetchone()
+            cursor.execute("SELECT VERSION()")
+            (said,) = cursor.fetchone()
+            # Not @@name: a variable that a version does not have would be an error.
+            cursor.execute("SHOW VARIABLES WHERE variable_name IN %s", [_MYSQL_SETTINGS])
+            settings = dict(cursor.fetchall())
+            cursor.execute(_MYSQL_WITHOUT_TRANSACTIONS, [schema])
+            tables = tuple(name for (name,) in cursor.fetchall())
         is_mariadb = "MariaDB" in said
+        charset = settings.get("character_set_client")
         return Server(
             name="MariaDB" if is_mariadb else "MySQL",
             version=tuple(int(part) for part in re.findall(r"\d+", said)[:2]),
             at_least=_MARIADB_AT_LEAST if is_mariadb else _MYSQL_AT_LEAST,
-            refuses_writes="read_only is on" if read_only else None,
+            refuses_writes="read_only is on" if settings.get("read_only", "OFF") != "OFF" else None,
+            without_transactions=tables,
+            logs_statements=settings.get("log_bin") == "ON" and settings.get("binlog_format") == "STATEMENT",
+            cuts_texts="STRICT_" not in settings.get("sql_mode", ""),
+            narrow_charset=None if charset == "utf8mb4" else charset,
         )
 
     def begin(self, driver: DriverConnection, *, lock_wait: float | None, idle: float) -> None:

@@ -57,7 +57,7 @@ class Health:
             InvalidDatabase: it was opened in a way that cannot keep the promises.
         """
         with self._database.reading() as connection:
-            return self._database.dialect.server(connection.connection.driver_connection)
+            return self._database.dialect.server(connection.connection.driver_connection, self._database.schema)
 
     def pool_capacity(self) -> int | None:
         """Give how many connections this process may have at once; None where that has no bound."""

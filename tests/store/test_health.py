@@ -5,12 +5,13 @@ from __future__ import annotations
 from contextlib import closing
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 
 from batchkit import BatchKit
 from batchkit.doctor import Level, examine
 from batchkit.queues import InlineQueue
 from batchkit.store import Backlog, Clock, Store
+from tests.servers.mariadb import MariaDbServer
 from tests.store.conftest import Bench
 
 DAY_SECONDS = 24 * 3600.0
@@ -48,6 +49,44 @@ def test_a_database_in_which_nothing_may_be_written_is_found(postgres_url: str):
 
     with closing(BatchKit(postgres_url, queue=InlineQueue(), grace=30)) as kit:
         assert [("database-read-only", Level.FAIL)] == found(kit)
+
+
+def test_what_mysql_leaves_open_is_found(mysql_url: str):
+    with closing(BatchKit(mysql_url, queue=InlineQueue(), grace=30)) as kit:
+        kit.migrate()
+        assert [] == found(kit)
+    engine = create_engine(mysql_url)
+    with engine.begin() as tx:
+        tx.execute(text("CREATE TABLE logs (id INTEGER) ENGINE=MyISAM"))
+        tx.execute(text("ALTER TABLE batchkit_transition DROP FOREIGN KEY batchkit_transition_ibfk_1"))
+        tx.execute(text("ALTER TABLE batchkit_transition ENGINE=Aria TRANSACTIONAL=0"))
+    engine.dispose()
+
+    unsafe = create_engine(f"{mysql_url}?charset=utf8mb3")
+    event.listen(unsafe, "connect", lambda connection, _: connection.query("SET sql_mode = 'ANSI_QUOTES'"))
+    with closing(BatchKit(unsafe, queue=InlineQueue(), grace=30)) as kit:
+        findings = {finding.check: finding for finding in examine(kit)}
+        kinds = {"mysql-own-engine", "mysql-engine", "mysql-sql-mode", "mysql-charset"}
+        assert kinds == findings.keys()
+        assert "batchkit_transition" in findings["mysql-own-engine"].problem
+        assert "logs" in findings["mysql-engine"].problem
+        assert "utf8mb3" in findings["mysql-charset"].problem
+    unsafe.dispose()
+
+
+def test_a_database_without_transactions_under_another_name_is_seen_where_the_tables_are(
+    mysql_url: str, mariadb_server: MariaDbServer
+):
+    name = f"{mysql_url.rsplit('/', 1)[1]}_b"
+    mariadb_server.create_database(name)
+    try:
+        with mariadb_server.connect() as query:
+            query.execute(f"CREATE TABLE {name}.logs (id INTEGER) ENGINE=MyISAM")
+        with closing(Store(mysql_url)) as here, closing(Store(mysql_url, schema=name)) as there:
+            assert () == here.health.server().without_transactions
+            assert ("logs",) == there.health.server().without_transactions
+    finally:
+        mariadb_server.drop_database(name)
 
 
 def test_an_engine_in_autocommit_is_found(postgres_url: str):

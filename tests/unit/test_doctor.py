@@ -41,6 +41,17 @@ NIGHTLY = JOBS["doctor.nightly"]
 EATEN = JOBS["doctor.eaten"]
 
 
+UNSAFE_MYSQL = Server(
+    "MySQL",
+    (8, 0),
+    (8, 0),
+    without_transactions=("batchkit_run", "logs"),
+    logs_statements=True,
+    cuts_texts=True,
+    narrow_charset="utf8mb3",
+)
+
+
 def nothing() -> None:
     pass
 
@@ -61,6 +72,7 @@ def test_every_text_is_a_sentence():
     findings = [
         *database.server_findings(Server("PostgreSQL", (11, 4), (12,), refuses_writes="it is a standby"), subject="db"),
         *database.server_findings(Server("SQLite", (3, 40, 0), (3, 35, 0), journal="delete"), subject="db"),
+        *database.mysql_findings(UNSAFE_MYSQL, subject="db"),
         database.unusable(DatabaseUnavailable("sqlite:///a.db", "disk I/O error; see."), subject="db"),
         *database.clock_findings(ClockOffset(-3.0, 0.1), subject="db"),
         *database.pool_findings(1, slices_at_once=1, subject="db"),
@@ -71,7 +83,7 @@ def test_every_text_is_a_sentence():
         *rq.version_findings("4.0"),
     ]
 
-    assert 11 == len(findings)
+    assert 16 == len(findings)
     for finding in findings:
         for text in (finding.problem, finding.danger, finding.mend):
             assert text[0].isupper() or text[0].isdigit() or text.startswith("batchkit"), text
