@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import math
 import re
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -307,6 +308,8 @@ _MYSQL_READ_ONLY = frozenset({1792, 1836})
 _MYSQL_OPTION_PREVENTS = 1290
 _MYSQL_NO_SUCH_SAVEPOINT = 1305
 _MYSQL_DEADLOCK = 1213
+#: As for PostgreSQL, in seconds; what a system has no name for stays as it is.
+_KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 #: CLIENT_FOUND_ROWS and SERVER_STATUS_IN_TRANS of the protocol.
 _FOUND_ROWS = 2
 _IN_TRANSACTION = 1
@@ -335,7 +338,9 @@ class MySql:
 
     def engine_options(self, url: URL) -> dict[str, Any]:  # noqa: ARG002
         """Give what `create_engine` needs for *url*."""
-        return {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
+        # PyMySQL has no option for it, and Linux would wait two hours for a server that is cut off.
+        events = [(_look_whether_the_server_lives, "connect")]
+        return {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}, "pool_events": events}
 
     def check(self, driver: DriverConnection) -> None:
         """Refuse another driver, AUTOCOMMIT, and counts without the rows that an UPDATE found but did not change."""
@@ -453,6 +458,15 @@ class MySql:
         if number in _MYSQL_TRANSIENT or _lost_its_savepoint_to_a_deadlock(original):
             return Fault.TRANSIENT
         return None
+
+
+def _look_whether_the_server_lives(driver: DriverConnection, _: object) -> None:
+    wire = getattr(driver, "_sock", None)
+    if not isinstance(wire, socket.socket) or wire.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    for name, value in _KEEPALIVE.items():
+        if hasattr(socket, name):
+            wire.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _mysql_number(error: BaseException) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -171,6 +172,18 @@ def test_keys_differ_by_case_and_texts_are_of_any_length_and_script(
 
 def _fields(lease: Any) -> dict[str, Any]:
     return {name: getattr(lease, name) for name in lease.__slots__}
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="this system's keepalive has no name for its times")
+def test_a_server_that_is_cut_off_is_noticed_within_a_lease(mysql_url: str):
+    with closing(Store(mysql_url)) as store, store.database.reading() as connection:
+        driver: Any = connection.connection.driver_connection
+        idle, interval, count = (
+            driver._sock.getsockopt(socket.IPPROTO_TCP, option)  # noqa: SLF001  there is no other way to ask
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        )
+        assert driver._sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)  # noqa: SLF001
+        assert idle + interval * count <= 30
 
 
 def test_a_renewal_that_changes_nothing_is_no_lost_lease(mysql_url: str):
