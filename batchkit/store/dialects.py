@@ -299,10 +299,13 @@ class Sqlite:
 #: The connection is gone, or is not to be had, says the client: PyMySQL gives 0 for one that it has closed already.
 _MYSQL_CLIENT_LOST = frozenset({0, 2002, 2003, 2006, 2013, 2014, 2026, 2027, 2055})
 #: A server says so that goes down, or ends a session that was killed or idle for too long.
-_MYSQL_SERVER_LEAVES = frozenset({1053, 1077, 1079, 1152, 1158, 1159, 1160, 1161, 1184, 1927, 4031})
+_MYSQL_SERVER_LEAVES = frozenset({1053, 1077, 1079, 1152, 1158, 1159, 1160, 1161, 1184, 1927, 3032, 3168, 3169, 4031})
 #: A lock that was waited for (the transaction is still open), a deadlock (it is not), too many connections or
-#: transactions, a node of Galera that is not ready, and a row that changed since it was read.
-_MYSQL_TRANSIENT = frozenset({1020, 1040, 1047, 1203, 1205, 1206, 1213, 1226, 1637, 3572})
+#: transactions, a node of Galera that is not ready, a row that changed since it was read, and a commit that another
+#: member of the group was ahead of.
+_MYSQL_TRANSIENT = frozenset({1020, 1040, 1047, 1203, 1205, 1206, 1213, 1226, 1637, 3101, 3572})
+#: A commit failed for any reason; a cluster names a deadlock there, which its members had with each other.
+_MYSQL_COMMIT_FAILED = 1180
 _MYSQL_READ_ONLY = frozenset({1792, 1836})
 #: A server option forbids the statement; --read-only is one of several.
 _MYSQL_OPTION_PREVENTS = 1290
@@ -455,7 +458,8 @@ class MySql:
             return Fault.LOST
         if number in _MYSQL_READ_ONLY or (number == _MYSQL_OPTION_PREVENTS and "read" in str(original)):
             return Fault.READ_ONLY
-        if number in _MYSQL_TRANSIENT or _lost_its_savepoint_to_a_deadlock(original):
+        is_deadlock_of_cluster = number == _MYSQL_COMMIT_FAILED and "deadlock" in str(original)
+        if number in _MYSQL_TRANSIENT or is_deadlock_of_cluster or _lost_its_savepoint_to_a_deadlock(original):
             return Fault.TRANSIENT
         return None
 
