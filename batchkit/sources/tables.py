@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
@@ -50,8 +51,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LIMIT = "batchkit_limit"
-_COUNT_SECONDS = 5
+_COUNT_SECONDS = 5.0
 _QUERY_CANCELED = "57014"
+_MYSQL = ("mysql", "mariadb")
+#: ER_STATEMENT_TIMEOUT of MariaDB and ER_QUERY_TIMEOUT of MySQL.
+_MYSQL_TOO_LONG = (1969, 3024)
 
 # Any: SQLAlchemy's own types of column expressions differ between 2.0 and 2.1.
 KeyPart = Any
@@ -190,7 +194,7 @@ class _Walk:
         """Give the statements for a database, built once: SQLAlchemy then finds their text by the object."""
         name = bind.dialect.name
         if name not in self._statements:
-            keys, is_mysql = self.keys, name in ("mysql", "mariadb")
+            keys, is_mysql = self.keys, name in _MYSQL
             if is_mysql:
                 keys = tuple(key.as_numbered(bind.dialect) for key in keys)
             elif name == "sqlite":
@@ -248,13 +252,15 @@ class _Rows(Generic[T]):
         return pairs[:limit]
 
     def count(self, session: Session) -> int:
-        """Count the rows; where that takes PostgreSQL longer than a few seconds, take the planner's word for it."""
+        """Count the rows; where that takes a server longer than a few seconds, take its planner's word for it."""
         connection = session.connection()
         keys = self._walk.statements(connection).keys_only
         counted = select(func.count()).select_from(keys.subquery())
-        if connection.dialect.name != "postgresql":
-            return int(connection.execute(counted).scalar_one())
-        return _count_on_postgresql(connection, counted, keys)
+        if connection.dialect.name == "postgresql":
+            return _count_on_postgresql(connection, counted, keys)
+        if connection.dialect.name in _MYSQL:
+            return _count_on_mysql(connection, counted, keys)
+        return int(connection.execute(counted).scalar_one())
 
     def identity(self) -> dict[str, Json]:
         """Describe the key, whose values cursors are."""
@@ -500,6 +506,11 @@ def _compile_explain(element: _Explain, compiler: Any, **options: Any) -> str:  
     return f"EXPLAIN (FORMAT JSON) {compiler.process(element.statement, **options)}"
 
 
+@compiles(_Explain, *_MYSQL)
+def _compile_explain_on_mysql(element: _Explain, compiler: Any, **options: Any) -> str:  # noqa: ANN401
+    return f"EXPLAIN {compiler.process(element.statement, **options)}"
+
+
 def _count_on_postgresql(connection: Connection, counted: Select[Any], keys: Select[Any]) -> int:
     usual = connection.exec_driver_sql("SHOW statement_timeout").scalar_one()
     try:
@@ -514,3 +525,24 @@ def _count_on_postgresql(connection: Connection, counted: Select[Any], keys: Sel
     plan = connection.execute(_Explain(keys)).scalar_one()
     parsed = json.loads(plan) if isinstance(plan, str) else plan
     return Estimate(parsed[0]["Plan"]["Plan Rows"])
+
+
+def _count_on_mysql(connection: Connection, counted: Select[Any], keys: Select[Any]) -> int:
+    # Only MySQL's dialect has it.
+    is_mariadb = getattr(connection.dialect, "is_mariadb", False)
+    variable = "@@SESSION.max_statement_time" if is_mariadb else "@@SESSION.max_execution_time"
+    limit = _COUNT_SECONDS if is_mariadb else int(_COUNT_SECONDS * 1000)
+    usual = connection.exec_driver_sql(f"SELECT {variable}").scalar_one()
+    connection.exec_driver_sql(f"SET {variable} = {limit}")
+    try:
+        return int(connection.execute(counted).scalar_one())
+    except DBAPIError as error:
+        if error.orig is None or error.orig.args[:1] not in [(number,) for number in _MYSQL_TOO_LONG]:
+            raise
+    finally:
+        # No transaction takes it back. A connection that is gone has gone with it.
+        if not connection.invalidated:
+            connection.exec_driver_sql(f"SET {variable} = {usual}")
+    plan = connection.execute(_Explain(keys)).mappings().all()
+    # The tables of a join, each with what it is read for each row of those before it; not those of subqueries.
+    return Estimate(math.prod(int(table["rows"] or 0) for table in plan if table["id"] == 1))

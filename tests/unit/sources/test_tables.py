@@ -39,6 +39,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import Enum as EnumType
 from sqlalchemy.dialects import mysql
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, joinedload, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
 
@@ -324,7 +325,7 @@ def test_an_outer_join_with_null_in_the_key_is_refused(engine: Engine):
 
 
 def test_a_count_that_takes_too_long_is_the_planners_estimate(postgres_url: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("batchkit.sources.tables._COUNT_SECONDS", "0.001")
+    monkeypatch.setattr("batchkit.sources.tables._COUNT_SECONDS", 0.001)
     engine = create_engine(postgres_url)
     Base.metadata.create_all(engine)
     with engine.begin() as tx:
@@ -336,6 +337,40 @@ def test_a_count_that_takes_too_long_is_the_planners_estimate(postgres_url: str,
         assert isinstance(source.count(session), Estimate)
         # The transaction goes on, and with the timeout that it had.
         assert "0" == session.execute(select(func.current_setting("statement_timeout"))).scalar_one()
+    engine.dispose()
+
+
+def test_a_count_that_takes_mysql_too_long_is_the_planners_estimate(mysql_url: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("batchkit.sources.tables._COUNT_SECONDS", 0.01)
+    engine = create_engine(mysql_url)
+    Base.metadata.create_all(engine)
+    with engine.begin() as tx:
+        tx.execute(insert(User), [{"id": i, "name": "n", "code": str(i)} for i in range(1, 5001)])
+        tx.execute(insert(Order), [{"id": i, "user_id": i} for i in range(1, 101)])
+        tx.exec_driver_sql("ANALYZE TABLE users, orders")
+    limit = text("SELECT @@SESSION.max_statement_time")
+    with _reading(engine) as session:
+        session.execute(text("SET @@SESSION.max_statement_time = 17"))
+        session.execute(insert(Order), [{"id": 101, "user_id": 101}])
+        sleeps = func.sleep(0.01) == 0
+        for slow, about in (
+            (select(User.id).where(sleeps), 5000),
+            (select(User.id).where(User.id < 0, sleeps), 0),
+            (select(User.id).where(User.id.in_(select(Order.user_id)), sleeps), 100),
+        ):
+            source = rows(slow, key=User.id)
+            assert isinstance(source, Counted)
+            counted = source.count(session)
+            assert isinstance(counted, Estimate) or not about
+            assert about * 0.5 <= counted <= about * 2 + 1
+            # The transaction goes on, and with the timeout that the session had.
+            assert 17 == session.execute(limit).scalar_one()
+        assert 101 == session.execute(select(func.count()).select_from(Order)).scalar_one()
+        wrong = rows(select(User.id).where(text("nowhere = 1")), key=User.id)
+        assert isinstance(wrong, Counted)
+        with pytest.raises(DBAPIError, match="nowhere"):
+            wrong.count(session)
+        assert 17 == session.execute(limit).scalar_one()
     engine.dispose()
 
 
