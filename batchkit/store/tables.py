@@ -38,11 +38,17 @@ _SERIAL = BigInteger().with_variant(Integer(), "sqlite")
 LONG_TEXT = Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
 DOUBLE = Float().with_variant(mysql.DOUBLE(asdecimal=False), "mysql", "mariadb")
 
-#: How MySQL keeps a table: transactions at all, any character, and keys that differ by case as everywhere else.
+#: How MySQL keeps a table: transactions at all, any character, keys that differ by case as everywhere else, and
+#: indexes of names of 255 characters, for which the row formats that a server may still be set to have no room.
 MYSQL_OPTIONS: dict[str, Any] = {
     f"{name}_{option}": value
     for name in ("mysql", "mariadb")
-    for option, value in {"engine": "InnoDB", "charset": "utf8mb4", "collate": "utf8mb4_bin"}.items()
+    for option, value in {
+        "engine": "InnoDB",
+        "charset": "utf8mb4",
+        "collate": "utf8mb4_bin",
+        "row_format": "DYNAMIC",
+    }.items()
 }
 
 

@@ -238,6 +238,17 @@ def test_a_migration_that_was_killed_between_two_steps_goes_on_from_there(mysql_
             assert [] == compare_metadata(context, tables().metadata)
 
 
+def test_tables_are_made_on_a_server_that_is_set_to_an_old_row_format(mysql_url: str, mariadb_server: MariaDbServer):
+    with mariadb_server.connect() as query:
+        query.execute("SET GLOBAL innodb_default_row_format = 'compact'")
+        try:
+            with closing(Store(mysql_url)) as store:
+                store.schema.migrate()
+                store.schema.check()
+        finally:
+            query.execute("SET GLOBAL innodb_default_row_format = 'dynamic'")
+
+
 @pytest.mark.parametrize("scheme", ["mysql", "mariadb", "mariadb+pymysql"])
 def test_urls_of_other_schemes_mean_the_same(mysql_url: str, done: Ledger, scheme: str):
     url = mysql_url.replace("mysql+pymysql", scheme)
