@@ -34,11 +34,20 @@ def numbers(seconds: float):
     return span(0, 600)
 
 
-@batched(numbers, chunk_size=10, lease=2)
-def count(chunk: Chunk[int], seconds: float) -> None:
+def work(chunk: Chunk[int], seconds: float) -> None:
     chunk.connection.execute(text("INSERT INTO counted (item) VALUES (:item)"), [{"item": item} for item in chunk])
     print("the chunk is in flight", flush=True)
     time.sleep(seconds)
+
+
+@batched(numbers, chunk_size=10, lease=2)
+def count(chunk: Chunk[int], seconds: float) -> None:
+    work(chunk, seconds)
+
+
+@batched(numbers, chunk_size=10, lease=10)
+def count_leased_for_long(chunk: Chunk[int], seconds: float) -> None:
+    work(chunk, seconds)
 """
 
 
@@ -180,7 +189,8 @@ def test_a_second_signal_rolls_the_chunk_in_flight_back(shop: Shop):
 
 
 def test_a_run_whose_process_was_killed_is_taken_over_by_resume(shop: Shop):
-    running = shop.call("run", "count", "seconds=0.02")
+    # On a busy machine a command takes more than two seconds to start, and would find the lease over already.
+    running = shop.call("run", "count_leased_for_long", "seconds=0.02")
     wait_until_it_works(shop, running)
     running.kill()
     running.wait(30)
