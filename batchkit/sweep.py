@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from batchkit.model import RunId, WakeUp
 from batchkit.queue import Queue
 from batchkit.store import Store
+from batchkit.store.dialects import Fault
+
+T = TypeVar("T")
 
 _logger = logging.getLogger("batchkit")
 _AT_ONCE = 1000
@@ -29,10 +34,7 @@ def sweep(store: Store, queue: Queue) -> Swept:
     Any number of sweeps at once is safe: changes are made under the run's lock, each message is sent by one of them,
     and a wake-up too many finds nothing.
     """
-    settled = tuple(store.runs.unattended(limit=_AT_ONCE))
-    for run_id in settled:
-        state = store.runs.settle_unattended(run_id)
-        _logger.info("a run had no live lease", extra={"run_id": run_id, "state": state.value})
+    settled = tuple(run_id for run_id in store.runs.unattended(limit=_AT_ONCE) if _settle(store, run_id))
     sent = [wake_up for wake_up in _to_send(store, queue) if wake(queue, wake_up)]
     return Swept(settled=settled, woken=tuple(dict.fromkeys(wake_up.run_id for wake_up in sent)))
 
@@ -57,7 +59,28 @@ def _to_send(store: Store, queue: Queue) -> Iterator[WakeUp]:
     if not queue.keeps_messages:
         yield from store.runs.all_waiting(limit=_AT_ONCE)
         return
-    yield from (wake_up for wake_up in store.runs.overdue(limit=_AT_ONCE) if store.runs.take_resend(wake_up))
-    for wake_up in store.runs.unannounced(limit=_AT_ONCE):
-        if store.runs.take_announcement_resend(wake_up):
+    for wake_up in store.runs.overdue(limit=_AT_ONCE):
+        if _unless_locked(store, wake_up.run_id, partial(store.runs.take_resend, wake_up)):
             yield wake_up
+    for wake_up in store.runs.unannounced(limit=_AT_ONCE):
+        if _unless_locked(store, wake_up.run_id, partial(store.runs.take_announcement_resend, wake_up)):
+            yield wake_up
+
+
+def _settle(store: Store, run_id: RunId) -> bool:
+    state = _unless_locked(store, run_id, partial(store.runs.settle_unattended, run_id))
+    if state is None:
+        return False
+    _logger.info("a run had no live lease", extra={"run_id": run_id, "state": state.value})
+    return True
+
+
+def _unless_locked(store: Store, run_id: RunId, step: Callable[[], T]) -> T | None:
+    """Do *step* for a run; None where somebody holds its rows for long, which must not keep the others waiting."""
+    try:
+        return step()
+    except Exception as error:
+        if store.database.fault(error) is not Fault.TRANSIENT:
+            raise
+        _logger.warning("a run is locked by somebody; a later sweep tries again", extra={"run_id": run_id})
+        return None

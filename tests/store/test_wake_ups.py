@@ -13,6 +13,8 @@ from batchkit import telling
 from batchkit.delivery import start_key
 from batchkit.model import NewRun, RunError, RunId, WakeUp
 from batchkit.states import RunState
+from batchkit.store import Clock
+from batchkit.store.statements import PATIENCE_SECONDS, Statements
 from batchkit.sweep import sweep
 from tests.store.conftest import Bench
 from tests.waiting import eventually
@@ -77,6 +79,24 @@ def test_messages_whose_ids_differ_in_case_accent_or_spaces_start_runs_of_their_
     runs = [_start(bench, key=start_key("celery", each)) for each in ids]
     assert len(ids) == len(set(runs))
     assert runs == [_start(bench, key=start_key("celery", each)) for each in ids]
+
+
+def test_a_run_that_somebody_locks_keeps_no_sweep_from_the_others(server_bench: Bench):
+    bench = server_bench
+    locked, free, waiting = (_start(bench) for _ in range(3))
+    bench.claim(locked)
+    bench.claim(free)
+    bench.pass_time(PATIENCE_SECONDS + 1)
+    queue = Recorder()
+    statements = Statements(bench.store.database.tables, Clock())
+
+    with bench.store.database.transaction() as tx:
+        tx.execute(statements.lock_run(locked))
+        swept = sweep(bench.store, queue)
+
+    assert (free,) == swept.settled
+    assert {free, waiting} <= set(swept.woken)
+    assert (locked,) == sweep(bench.store, queue).settled
 
 
 def test_of_many_claims_with_one_wake_up_one_wins(bench: Bench):
