@@ -117,11 +117,16 @@ def test_rows_locked_for_update_wait_for_others_and_are_never_skipped(server_kit
 
 def test_a_job_of_the_script_itself_is_refused_where_workers_are_other_processes(database_url: str):
     made = job(span(1), lambda chunk: None)
-    JOBS._jobs["__main__.made"] = JOBS._jobs[made.name]  # noqa: SLF001  as if decorated in a script
-    object.__setattr__(JOBS["__main__.made"], "name", "__main__.made")
-    with closing(BatchKit(database_url, queue=LocalQueue())) as kit:
-        kit.migrate()
-        with pytest.raises(InvalidJob, match="move it into a module"):
-            made.start()
-        assert [] == kit.runs()
-    JOBS._jobs.pop("__main__.made")  # noqa: SLF001  see above
+    name, definition = made.name, JOBS[made.name]
+    JOBS._jobs["__main__.made"] = definition  # noqa: SLF001  as if decorated in a script
+    object.__setattr__(definition, "name", "__main__.made")
+    try:
+        with closing(BatchKit(database_url, queue=LocalQueue())) as kit:
+            kit.migrate()
+            with pytest.raises(InvalidJob, match="move it into a module"):
+                made.start()
+            assert [] == kit.runs()
+    finally:
+        # Tests that come behind it in this process see all jobs.
+        JOBS._jobs.pop("__main__.made")  # noqa: SLF001  see above
+        object.__setattr__(definition, "name", name)
