@@ -285,8 +285,9 @@ def test_a_chunk_that_is_always_too_long_says_so_where_people_look(server_url: s
         kit.migrate()
         slow = job(
             span(1),
-            lambda chunk: sleep(chunk.connection, 1.5),
-            lease=0.3,
+            lambda chunk: sleep(chunk.connection, 3),
+            # Long enough that a busy machine does not lose it before the chunk begins, or by one late renewal.
+            lease=2,
             chunk_timeout=0.3,
         )
         run = slow.start()
