@@ -130,6 +130,54 @@ class RunCancelled(BatchkitError):
         super().__init__(f"run {run_id} of {job} was cancelled; what was committed before stays")
 
 
+class RunActive(BatchkitError):
+    """Raised when a run cannot begin or go on, since another has its unique key and has not ended."""
+
+    def __init__(self, run_id: str, *, job: str, resumed: str | None = None) -> None:
+        self.run_id = run_id
+        self.job = job
+        self.resumed = resumed
+        what = "start another" if resumed is None else f"resume run {resumed}"
+        mend = "wait for it or cancel it"
+        if resumed is None:
+            mend += ", or take it instead: using(if_active='return')"
+        super().__init__(
+            f"run {run_id} of {job} has not ended, so you cannot {what}: "
+            f"@batched(..., unique=...) allows one unfinished run with the same unique key; {mend}"
+        )
+
+
+class KeyTaken(BatchkitError):
+    """Raised when a start has the key of an earlier one, but asks for something else."""
+
+    def __init__(self, key: str, *, run_id: str, job: str, was: str, wanted: str) -> None:
+        self.key = key
+        self.run_id = run_id
+        self.job = job
+        self.was = was
+        self.wanted = wanted
+        super().__init__(
+            f"the key {key!r} has started run {run_id} of {job} with {was}, so it cannot start one with {wanted}; "
+            f"the same key gives the same run for ever: put what differs into the key"
+        )
+
+
+class InvalidStart(BatchkitError):
+    """Raised when what `using` is told cannot start a run."""
+
+
+class RunNotCommitted(BatchkitError):
+    """Raised when a run is asked for something that was started in a session which has not committed it."""
+
+    def __init__(self, run_id: str, *, job: str) -> None:
+        self.run_id = run_id
+        self.job = job
+        super().__init__(
+            f"run {run_id} of {job} was started in a session that has not committed it, so nobody else can see it yet; "
+            f"commit the session first (and where that was rolled back, there is no such run)"
+        )
+
+
 class MessageIdTaken(BatchkitError):
     """Raised by a queue's task whose message has the id of one that has started another run, which it cannot join."""
 

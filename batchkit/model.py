@@ -131,6 +131,10 @@ class RunRecord:
     waiting_reason: str | None
     rerun_of: RunId | None
     failures_of: RunId | None
+    unique_key: str | None
+    after: str | None
+    limit: int | None
+    is_dry_run: bool
     retries: int
     retry_reason: str | None
     #: the queue's message that started it and waits to tell of its end, as the queue wrote it down
@@ -213,6 +217,9 @@ class Lease:
     total: int | None
     #: the run whose failures are the items
     failures_of: RunId | None
+    #: how many items the run works at most
+    limit: int | None
+    is_dry_run: bool
     cursor: str | None
     until: str | None
     seq: int
@@ -273,11 +280,26 @@ class NewRun:
     rerun_of: RunId | None = None
     #: the run whose failures are the items
     failures_of: RunId | None = None
-    #: names the message that starts the run, so that a copy of the message joins it
+    #: names the start, so that a copy of the message that makes it, or a start with the same key, joins the run
     start_key: str | None = None
-    #: that message, as its queue writes it down
+    #: the message that makes it, as its queue writes it down
     message: str | None = None
+    #: what the user calls the start, for people; it is part of the start key
+    key: str | None = None
+    #: no other unfinished run has it
+    unique_key: str | None = None
+    #: the cursor behind which it begins, as JSON text
+    after: str | None = None
+    #: how many items it works at most
+    limit: int | None = None
+    #: whether every chunk is rolled back
+    is_dry_run: bool = False
     id: RunId = field(default_factory=new_run_id)
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether another run may have been started in its stead."""
+        return self.start_key is not None or self.unique_key is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,10 @@ class Dialect(Protocol):
         """Tell whether the transaction is still open."""
         ...
 
+    def attempting(self, tx: Connection) -> AbstractContextManager[object]:
+        """Let a statement be refused, in the block, without losing the transaction that is open on *tx*."""
+        ...
+
     def abandon(self, driver: DriverConnection, *, cut: Engine | None) -> None:
         """
         End what the server still does for a connection that is about to be thrown away.
@@ -170,6 +174,10 @@ class Postgres:
     def is_in_transaction(self, driver: DriverConnection) -> bool:
         """Tell by libpq's transaction status: idle means that somebody ended it."""
         return bool(driver.info.transaction_status != 0)
+
+    def attempting(self, tx: Connection) -> AbstractContextManager[object]:
+        """Set a savepoint: after an error nothing else is left of a transaction."""
+        return tx.begin_nested()
 
     def abandon(self, driver: DriverConnection, *, cut: Engine | None) -> None:  # noqa: ARG002
         """Cancel the statement in flight: the server would work on it, with its locks, until it wants to reply."""
@@ -275,6 +283,15 @@ class Sqlite:
     def is_in_transaction(self, driver: DriverConnection) -> bool:
         """Tell by SQLite's own autocommit flag."""
         return bool(driver.in_transaction)
+
+    def attempting(self, tx: Connection) -> AbstractContextManager[object]:  # noqa: ARG002
+        """
+        Do nothing: a statement that is refused leaves the transaction as it was.
+
+        A savepoint would do harm: the standard library's driver begins no transaction for it, so that its release
+        would be a COMMIT.
+        """
+        return nullcontext()
 
     def abandon(self, driver: DriverConnection, *, cut: Engine | None) -> None:  # noqa: ARG002
         """Roll back: closed with a cursor that somebody still has, a connection lives on with its lock."""
@@ -417,6 +434,10 @@ class MySql:
         """
         driver.ping(reconnect=False)
         return bool(driver.server_status & _IN_TRANSACTION)
+
+    def attempting(self, tx: Connection) -> AbstractContextManager[object]:  # noqa: ARG002
+        """Do nothing: a statement that is refused leaves the transaction as it was."""
+        return nullcontext()
 
     def abandon(self, driver: DriverConnection, *, cut: Engine | None) -> None:
         """Kill its session: the server notices that a client is gone only when it wants to reply."""

@@ -307,6 +307,8 @@ def _lease(run: RowMapping, row: RowMapping) -> Lease:
         fingerprint=run["fingerprint"],
         total=run["total"],
         failures_of=run["failures_of"],
+        limit=run["item_limit"],
+        is_dry_run=bool(run["is_dry_run"]),
         cursor=row["cursor"],
         until=row["until"],
         seq=row["seq"],

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, RowMapping, Select
 from sqlalchemy.exc import IntegrityError
 
-from batchkit.errors import NotSerializable, RunNotFound
+from batchkit.errors import NotSerializable, RunActive, RunNotFound
 from batchkit.model import NewRun, Partition, Progress, Range, RunError, RunId, RunRecord, Transition, WakeUp
 from batchkit.states import (
     FINAL,
@@ -27,6 +28,10 @@ from batchkit.store.database import Database
 from batchkit.store.statements import PATIENCE_SECONDS, Statements
 from batchkit.values import loads
 
+R = TypeVar("R")
+
+#: How often a key is tried for that others take and give back at the same time.
+_ATTEMPTS = 10
 _LONGEST_PATIENCE_SECONDS = 900.0
 #: How long telling of the end of a run may take before another message may try.
 _ANNOUNCING_SECONDS = 20.0
@@ -42,29 +47,49 @@ class Runs:
     def create(self, new: NewRun) -> None:
         """Write a queued run with its first partition."""
         with self._database.transaction() as tx:
-            tx.execute(self._statements.insert_run(new))
-            tx.execute(
-                self._statements.insert_partition(
-                    new.id, 0, Range(), kind=PartitionKind.ITEMS, state=PartitionState.OPEN
-                )
-            )
-            reason = _reason_to_start(new)
-            tx.execute(self._statements.insert_transition(new.id, None, RunState.QUEUED, reason=reason, worker=None))
+            self._create(tx, new)
 
     def join(self, new: NewRun) -> RunId:
-        """Write a queued run unless its start key has one already; give the id of the run that has it."""
-        existing = self.find(start_key=new.start_key)
-        if existing is not None:
-            return existing
-        try:
+        """
+        Write a queued run unless its start key has one already; give the id of the run that has it.
+
+        Raises:
+            RunActive: another unfinished run has its unique key.
+        """
+        if not new.has_keys:
             self.create(new)
-        except IntegrityError:
-            # Another copy of the message was quicker.
-            existing = self.find(start_key=new.start_key)
+            return new.id
+
+        def attempt() -> RunId:
+            with self._database.reading() as tx:
+                existing = self._existing(tx, new)
             if existing is None:
-                raise
-            return existing
-        return new.id
+                self.create(new)
+            return existing or new.id
+
+        return _against_others(attempt)
+
+    def join_in(self, tx: Connection, new: NewRun) -> RunId:
+        """
+        Do what `join` does as part of *tx*, a transaction of the user's.
+
+        Raises:
+            RunActive: another unfinished run has its unique key.
+        """
+        if not new.has_keys:
+            self._create(tx, new)
+            return new.id
+
+        def attempt() -> RunId:
+            # What others have committed since may be hidden from *tx*, and what *tx* has written is hidden from others.
+            with self._database.reading() as other:
+                existing = self._existing(tx, new) or self._existing(other, new)
+            if existing is None:
+                with self._database.dialect.attempting(tx):
+                    self._create(tx, new)
+            return existing or new.id
+
+        return _against_others(attempt)
 
     def retire_key(self, run_id: RunId, start_key: str) -> None:
         """Let a start key begin another run; where another has taken it from this one already, do nothing."""
@@ -81,8 +106,7 @@ class Runs:
         if start_key is None:
             return None
         with self._database.reading() as tx:
-            found = tx.execute(self._statements.run_with_key(start_key)).scalar_one_or_none()
-        return None if found is None else RunId(found)
+            return self._find(tx, start_key)
 
     # What people do
 
@@ -112,7 +136,19 @@ class Runs:
 
         Raises:
             RunNotFound, IllegalTransition
+            RunActive: another unfinished run has its unique key.
         """
+        try:
+            return self._resume(run_id, accept=accept)
+        except IntegrityError:
+            with self._database.reading() as tx:
+                rival = tx.execute(self._statements.active_rival(run_id)).scalar_one_or_none()
+            if rival is None:
+                # It has ended meanwhile.
+                return self._resume(run_id, accept=accept)
+            raise RunActive(rival, job=self.load(run_id).job, resumed=run_id) from None
+
+    def _resume(self, run_id: RunId, *, accept: bool) -> RunState:
         with self._database.transaction() as tx:
             run = self._lock_existing(tx, run_id)
             if run["state"] is RunState.RUNNING and run["requested"] is Request.PAUSE and not accept:
@@ -331,12 +367,17 @@ class Runs:
         Raises:
             RunNotFound: there is none with this id.
         """
-        statement = self._statements.read_records().where(self._database.tables.run.c.id == run_id)
         with self._database.reading() as tx:
-            row = tx.execute(statement).mappings().one_or_none()
-        if row is None:
+            record = self.load_in(tx, run_id)
+        if record is None:
             raise RunNotFound(run_id)
-        return _record(row)
+        return record
+
+    def load_in(self, tx: Connection, run_id: RunId) -> RunRecord | None:
+        """Read a run as *tx* sees it; None where it sees none."""
+        statement = self._statements.read_records().where(self._database.tables.run.c.id == run_id)
+        row = tx.execute(statement).mappings().one_or_none()
+        return None if row is None else _record(row)
 
     def meaning(self, run_id: RunId) -> tuple[str | None, str | None]:
         """
@@ -417,13 +458,52 @@ class Runs:
     def _ending(self, state: RunState) -> dict[str, Any]:
         if state not in FINAL:
             return {}
-        return {"finished_at": self._database.clock.now(), "announce_at": self._statements.announcement_due()}
+        return {
+            "finished_at": self._database.clock.now(),
+            "announce_at": self._statements.announcement_due(),
+        }
+
+    def _create(self, tx: Connection, new: NewRun) -> None:
+        # First, so that where its keys are taken nothing is written.
+        tx.execute(self._statements.insert_run(new))
+        first = Range(after=new.after)
+        tx.execute(
+            self._statements.insert_partition(new.id, 0, first, kind=PartitionKind.ITEMS, state=PartitionState.OPEN)
+        )
+        reason = _reason_to_start(new)
+        tx.execute(self._statements.insert_transition(new.id, None, RunState.QUEUED, reason=reason, worker=None))
+
+    def _existing(self, tx: Connection, new: NewRun) -> RunId | None:
+        """Find the run that has the start key of *new*; one that only has its unique key is in the way."""
+        active = None
+        if new.unique_key is not None:
+            active = tx.execute(self._statements.active_run(new.unique_key)).scalar_one_or_none()
+        # After that: a start with the same key that commits between the two is found here.
+        existing = None if new.start_key is None else self._find(tx, new.start_key)
+        if existing is None and active is not None:
+            raise RunActive(active, job=new.job)
+        return existing
+
+    def _find(self, tx: Connection, start_key: str) -> RunId | None:
+        found = tx.execute(self._statements.run_with_key(start_key)).scalar_one_or_none()
+        return None if found is None else RunId(found)
+
+
+def _against_others(attempt: Callable[[], R]) -> R:
+    """Do *attempt*, which looks for a key and takes it; again where another was quicker, or has given it back since."""
+    for _ in range(_ATTEMPTS):
+        with suppress(IntegrityError):
+            return attempt()
+    return attempt()
 
 
 def _reason_to_start(new: NewRun) -> str:
     if new.failures_of is not None:
         return f"started to try the failures of {new.failures_of} again"
-    return "started" if new.rerun_of is None else f"started as a rerun of {new.rerun_of}"
+    if new.rerun_of is not None:
+        return f"started as a rerun of {new.rerun_of}"
+    # repr: a key may hold what a database's text cannot.
+    return "started" if new.key is None else f"started with the key {new.key!a:.200}"
 
 
 def _patience(wake_up: WakeUp) -> float:
@@ -461,6 +541,10 @@ def _record(row: RowMapping) -> RunRecord:
         waiting_reason=row["waiting_reason"],
         rerun_of=row["rerun_of"],
         failures_of=row["failures_of"],
+        unique_key=row["unique_key"],
+        after=row["start_after"],
+        limit=row["item_limit"],
+        is_dry_run=bool(row["is_dry_run"]),
         retries=row["retries"],
         retry_reason=row["retry_reason"],
         message=row["message"],

@@ -29,7 +29,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import Select
 
 from batchkit.model import FailedItem, Lease, NewRun, Plan, Range, RunId, WakeUp
-from batchkit.states import WORKABLE, PartitionKind, PartitionState, Request, RunState
+from batchkit.states import FINAL, WORKABLE, PartitionKind, PartitionState, Request, RunState
 from batchkit.store.clock import Clock, Later, UtcTime
 from batchkit.store.tables import Tables
 
@@ -73,6 +73,11 @@ class Statements:
             retries=0,
             start_key=new.start_key,
             message=new.message,
+            unique_key=new.unique_key,
+            active_key=new.unique_key,
+            start_after=new.after,
+            item_limit=new.limit,
+            is_dry_run=new.is_dry_run,
             created_at=self.clock.now(),
         )
 
@@ -375,11 +380,21 @@ class Statements:
     def change_state(
         self, run_id: RunId, before: RunState, after: RunState, *, interruptions: int = 0, **values: object
     ) -> Executable:
-        """Change a run's state, from the one that it is in, and take back what was requested of it."""
+        """
+        Change a run's state, from the one that it is in, and take back what was requested of it.
+
+        The end gives its unique key back. One that goes on after its end takes it again, or is refused by the index.
+        """
         return (
             update(self.run)
             .where(self.run.c.id == run_id, self.run.c.state == before)
-            .values(state=after, requested=None, interruptions=self.run.c.interruptions + interruptions, **values)
+            .values(
+                state=after,
+                requested=None,
+                interruptions=self.run.c.interruptions + interruptions,
+                active_key=None if after in FINAL else self.run.c.unique_key,
+                **values,
+            )
         )
 
     def count_interruption(self, run_id: RunId) -> Executable:
@@ -650,8 +665,17 @@ class Statements:
         return update(self.run).where(run.id == run_id, run.finished_at.is_(None)).values(message=message)
 
     def run_with_key(self, start_key: str) -> Select[Any]:
-        """Find the run that a message has started."""
+        """Find the run that a start has made."""
         return select(self.run.c.id).where(self.run.c.start_key == start_key)
+
+    def active_run(self, unique_key: str) -> Select[Any]:
+        """Find the unfinished run that has a unique key."""
+        return select(self.run.c.id).where(self.run.c.active_key == unique_key)
+
+    def active_rival(self, run_id: RunId) -> Select[Any]:
+        """Find the unfinished run that has the unique key of another, which has ended."""
+        run, rival = self.run.c, self.run.alias("rival")
+        return select(rival.c.id).join(self.run, run.unique_key == rival.c.active_key).where(run.id == run_id)
 
     def read_records(self) -> Select[Any]:
         """Read runs with their progress, in this one statement, so that the counters belong together."""

@@ -21,6 +21,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
 )
 from sqlalchemy.dialects import mysql
 
@@ -32,6 +33,8 @@ VERSION_TABLE = "batchkit_version"
 
 _ID = String(26)
 _NAME = String(255)
+#: A SHA-256 in hexadecimal digits: however long what it is of, and the same wherever text is compared in another way.
+_DIGEST = String(64)
 #: SQLite numbers rows by itself only where the type is exactly INTEGER.
 _SERIAL = BigInteger().with_variant(Integer(), "sqlite")
 #: MySQL's TEXT ends at 64 kB, and its FLOAT has 4 bytes.
@@ -109,8 +112,16 @@ def tables(schema: str | None = None) -> Tables:
         # How often a chunk was tried again, and why the last time.
         Column("retries", Integer, nullable=False, server_default="0"),
         Column("retry_reason", LONG_TEXT),
-        # Names the message that started the run: a copy of that message joins it.
+        # Names the start: of the message that made it, or as a user did. A start of the same name joins the run.
         Column("start_key", _NAME),
+        # One unfinished run has a unique key: it stands in `active_key` while the run has not ended, and nowhere else.
+        Column("unique_key", _DIGEST),
+        Column("active_key", _DIGEST),
+        # Where it begins, and how many items it works at most.
+        Column("start_after", LONG_TEXT),
+        Column("item_limit", BigInteger),
+        # Whether every chunk is rolled back.
+        Column("is_dry_run", Boolean, nullable=False, server_default=false()),
         # That message, as its queue wrote it down, so that it can be sent again.
         Column("message", LONG_TEXT),
         # When to send the message of an ended run again; nothing is left to announce where this is empty.
@@ -123,6 +134,7 @@ def tables(schema: str | None = None) -> Tables:
         Index("ix_batchkit_run_state", "state", "id"),
         Index("ix_batchkit_run_job", "job", "id"),
         Index("ix_batchkit_run_start_key", "start_key", unique=True),
+        Index("ix_batchkit_run_active_key", "active_key", unique=True),
         Index("ix_batchkit_run_announce", "announce_at"),
         **MYSQL_OPTIONS,
     )

@@ -8,10 +8,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import Session
 
-from batchkit.errors import LeaseLost
-from batchkit.model import NewRun, Plan, Range
+from batchkit.errors import LeaseLost, RunActive
+from batchkit.model import NewRun, Plan, Range, RunError, RunId
 from batchkit.states import RunState
 from batchkit.store import HeldConnection
 from tests.servers.locks import anybody_waits
@@ -210,6 +211,78 @@ def test_two_planners_plan_once(bench: Bench, attempt: int):
     assert isinstance(outcomes[0].exception(), LeaseLost)
     assert outcomes[1].exception() is None
     assert (2, 2) == (bench.store.runs.load(new.id).progress.total, len(bench.store.runs.partitions(new.id)))
+
+
+_STARTS = 50
+
+
+def _start_at_once(bench: Bench, start: Callable[[], RunId]) -> list[Future[RunId]]:
+    """Start from one line, on threads that all have connections of their own or wait for one."""
+    line = threading.Barrier(_STARTS)
+
+    def run() -> RunId:
+        line.wait(timeout=30)
+        return start()
+
+    with ThreadPoolExecutor(_STARTS) as pool:
+        return [pool.submit(run) for _ in range(_STARTS)]
+
+
+def _new(**keys: str) -> NewRun:
+    return NewRun(job="job", params="{}", queue="default", delivery="exactly-once", **keys)  # type: ignore[arg-type]
+
+
+def test_fifty_starts_with_one_key_are_one_run(bench: Bench):
+    starts = _start_at_once(bench, lambda: bench.store.runs.join(_new(start_key="key:one", unique_key="u")))
+    runs = {each.result() for each in starts}
+    assert runs == {record.id for record in bench.store.runs.newest(limit=100)}
+    assert 1 == len(runs)
+    assert 1 == len(bench.store.runs.partitions(runs.pop()))
+
+
+def test_fifty_starts_with_one_unique_key_are_one_run_and_errors_that_name_it(bench: Bench):
+    starts = _start_at_once(bench, lambda: bench.store.runs.join(_new(unique_key="u")))
+    errors = [error for each in starts if (error := each.exception()) is not None]
+    (run,) = bench.store.runs.newest(limit=100)
+    assert _STARTS - 1 == len(errors)
+    assert all(isinstance(error, RunActive) and run.id == error.run_id for error in errors)
+
+
+def test_fifty_sessions_that_start_with_one_key_are_one_run(bench: Bench):
+    """Those that are refused keep what they wrote besides."""
+    engine = create_engine(bench.store.database.engine.url, pool_size=_STARTS, connect_args=_waiting(bench))
+    with engine.begin() as tx:
+        tx.execute(text("CREATE TABLE mine (id INTEGER)"))
+
+    def start() -> RunId:
+        with Session(engine) as session, session.begin():
+            session.execute(text("INSERT INTO mine VALUES (1)"))
+            return bench.store.runs.join_in(bench.store.connection_of(session), _new(start_key="key:one"))
+
+    runs = {each.result() for each in _start_at_once(bench, start)}
+    assert runs == {record.id for record in bench.store.runs.newest(limit=100)}
+    with engine.connect() as tx:
+        assert _STARTS == tx.execute(text("SELECT count(*) FROM mine")).scalar()
+    engine.dispose()
+    assert 1 == len(runs)
+
+
+def _waiting(bench: Bench) -> dict[str, object]:
+    return {"timeout": 60} if bench.store.database.dialect.has_one_writer else {}
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_a_resume_against_a_start_of_the_same_unique_key(bench: Bench, attempt: int):
+    runs = bench.store.runs
+    failed = runs.join(_new(unique_key="u"))
+    error = RunError(type="ValueError", message="bad", traceback="", partition=0, cursor=None)
+    bench.store.leases.fail(bench.claim(failed), error, worker="worker")
+
+    outcomes = _both(lambda: runs.resume(failed), lambda: runs.join(_new(unique_key="u")))
+    errors = [each.exception() for each in outcomes]
+    assert [RunActive] == [type(error) for error in errors if error is not None]
+    active = [record for record in runs.newest(limit=10) if record.state is RunState.QUEUED]
+    assert 1 == len(active)
 
 
 @pytest.mark.parametrize("attempt", range(3))
