@@ -86,6 +86,7 @@ class Chunk(Sequence[T]):
         "_transaction",
         "attempt",
         "carry",
+        "is_dry_run",
         "number",
         "partition",
         "run_id",
@@ -104,6 +105,7 @@ class Chunk(Sequence[T]):
         stopping: Callable[[], bool],
         keys: Callable[[int], str],
         protecting: Callable[[], AbstractContextManager[None]],
+        is_dry_run: bool = False,
     ) -> None:
         self._items = items
         self._transaction = transaction
@@ -121,6 +123,8 @@ class Chunk(Sequence[T]):
         self.attempt = attempt
         #: a JSON dict of yours that is saved with the checkpoint, one for each partition: sums, upload ids
         self.carry = carry
+        #: whether everything is rolled back: leave out what you do outside the transaction
+        self.is_dry_run = is_dry_run
 
     @overload
     def __getitem__(self, index: int) -> T: ...
@@ -171,10 +175,13 @@ class Chunk(Sequence[T]):
         """
         Have *function* called once the chunk is committed: at most once, in this process, and never after a crash.
 
+        A dry run commits no chunk, so nothing is called there.
+
         What it raises is logged and changes nothing. For what must not be lost, write it down in the chunk's own
         transaction and have something else send it.
         """
-        self._after_commit.append(function)
+        if not self.is_dry_run:
+            self._after_commit.append(function)
 
     @property
     def committed_calls(self) -> Sequence[Callable[[], object]]:
@@ -226,7 +233,7 @@ class Finish:
     What is written through `session` or `connection` commits together with the run's success.
     """
 
-    __slots__ = ("_transaction", "carries", "done", "failed", "run_id")
+    __slots__ = ("_transaction", "carries", "done", "failed", "is_dry_run", "run_id")
 
     def __init__(
         self,
@@ -236,6 +243,7 @@ class Finish:
         done: int,
         failed: int,
         carries: Sequence[dict[str, object]],
+        is_dry_run: bool = False,
     ) -> None:
         self._transaction = transaction
         self.run_id = run_id
@@ -245,6 +253,8 @@ class Finish:
         self.failed = failed
         #: the last `chunk.carry` of each partition, in the order of the partitions
         self.carries = carries
+        #: whether everything is rolled back: leave out what you do outside the transaction
+        self.is_dry_run = is_dry_run
 
     @property
     def session(self) -> Session:

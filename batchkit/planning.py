@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from batchkit.errors import InvalidSource, SourceChanged
 from batchkit.job import Definition
 from batchkit.model import Lease, Plan, Range
-from batchkit.sources.base import Bounded, Coded, Counted, Estimate, Fingerprinted, Identified, Source
+from batchkit.sources.base import Bounded, Coded, Continued, Counted, Estimate, Fingerprinted, Identified, Source
 from batchkit.values import dumps, loads
 
 if TYPE_CHECKING:
@@ -36,14 +36,18 @@ def make_source(job: Definition, params: dict[str, object]) -> Source[Any]:
     return source
 
 
-def plan(job: Definition, source: Source[Any], session: Session) -> Plan:
-    """Find out where the source ends, how many items it has, and what its cursors mean."""
-    range_: Range | None = Range()
+def plan(job: Definition, source: Source[Any], session: Session, lease: Lease) -> Plan:
+    """
+    Find out where the source ends, how many items the run has, and what the cursors mean.
+
+    A run with a limit has one range: several workers could not tell who works the last of its items.
+    """
+    range_: Range | None = Range(after=lease.cursor)
     if isinstance(source, Bounded):
         upper = source.upper(session)
-        range_ = None if upper is None else Range(until=Cursors(source).write(upper))
+        range_ = None if upper is None else Range(after=lease.cursor, until=Cursors(source).write(upper))
         source = source if upper is None else source.until(upper)
-    total = 0 if range_ is None else source.count(session) if isinstance(source, Counted) else None
+    total = 0 if range_ is None else _count(source, session, lease)
     return Plan(
         ranges=() if range_ is None else (range_,),
         total=None if total is None else int(total),
@@ -52,6 +56,17 @@ def plan(job: Definition, source: Source[Any], session: Session) -> Plan:
         fingerprint=fingerprint_of(source),
         has_finish=job.finish is not None,
     )
+
+
+def read_items(
+    source: Source[Any], after: object, *, limit: int, session: Session, lease: Lease
+) -> list[tuple[Any, Any]]:
+    """Read the next items, at most *limit*, and no more than the run's own limit leaves."""
+    if lease.limit is None:
+        return list(source.read(after, limit, session))
+    limit = min(limit, lease.limit - lease.done - lease.failed)
+    # A source of the user's may give more than it is asked for.
+    return list(source.read(after, limit, session))[:limit] if limit > 0 else []
 
 
 def bounded(source: Source[Any], lease: Lease) -> Source[Any]:
@@ -136,6 +151,21 @@ def fingerprint_of(source: Source[Any]) -> str | None:
     if not isinstance(source, Fingerprinted):
         return None
     return dumps(source.fingerprint(), where="the fingerprint of the source")
+
+
+def _count(source: Source[Any], session: Session, lease: Lease) -> int | None:
+    """Count the items behind the cursor that the run was started with, up to its limit; None where nobody knows."""
+    if lease.cursor is not None:
+        if not isinstance(source, Continued):
+            return _limited(None, lease)
+        source = source.behind(Cursors(source).read(lease.cursor))
+    return _limited(source.count(session) if isinstance(source, Counted) else None, lease)
+
+
+def _limited(total: int | None, lease: Lease) -> int | None:
+    if lease.limit is None or (total is not None and total <= lease.limit):
+        return total
+    return lease.limit if total is not None and not isinstance(total, Estimate) else Estimate(lease.limit)
 
 
 def _compare(lease: Lease, recorded: str | None, present: str | None, *, mend: str) -> None:

@@ -42,6 +42,7 @@ from batchkit.planning import (
     identity_of,
     make_source,
     plan,
+    read_items,
 )
 from batchkit.replaying import FailedItems
 from batchkit.retrying import StoppedWaiting, retry_by
@@ -251,7 +252,7 @@ class _Slice:
     def _plan(self, source: Source[Any]) -> None:
         transaction = self._open()
         try:
-            planned = plan(self._job, source, transaction.session)
+            planned = plan(self._job, source, transaction.session, self._lease)
         finally:
             transaction.rollback()
         self._lease = self._around.store.leases.plan(self._lease, planned)
@@ -310,7 +311,9 @@ class _Slice:
             self._after_commit = chunk.committed_calls
             self._cutter.chunk_ends()
             done = len(chunk) - len(chunk.failed)
-            self._isolation.record(transaction, self._lease, self._isolation.failed_in(chunk, read), done=done)
+            failed = self._isolation.failed_in(chunk, read)
+            transaction.keep_nothing_of_dry_run()
+            self._isolation.record(transaction, self._lease, failed, done=done)
             self._isolation.resolve(transaction, chunk, read)
             checkpoint = self._checkpoint(cursor, chunk, seconds=time.perf_counter() - began)
             moved, standing = transaction.checkpoint(self._around.store.leases, self._lease, checkpoint)
@@ -338,7 +341,8 @@ class _Slice:
 
     def _read(self, reading: _Reading, transaction: ChunkTransaction) -> Read:
         after = reading.cursors.read(self._lease.cursor)
-        pairs = list(reading.source.read(after, self._isolation.limit, transaction.session))
+        limit, session = self._isolation.limit, transaction.session
+        pairs = read_items(reading.source, after, limit=limit, session=session, lease=self._lease)
         return Read(pairs, reading.cursors, self._lease)
 
     @contextmanager
@@ -415,6 +419,7 @@ class _Slice:
             stopping=self._should_stop,
             keys=lambda index: self._key(reading, read, index),
             protecting=self._cutter.protected,
+            is_dry_run=self._lease.is_dry_run,
         )
 
     def _key(self, reading: _Reading, read: Read, index: int) -> str:
@@ -478,10 +483,12 @@ class _Slice:
                 done=sum(done for _, done, _ in rows),
                 failed=sum(failed for _, _, failed in rows),
                 carries=[_read_carry(carry) for carry, _, _ in rows],
+                is_dry_run=self._lease.is_dry_run,
             )
             result = dumps(self._job.finish(finish, **params), where="what finish returned")
             transaction.flush()
             self._cutter.chunk_ends()
+            transaction.keep_nothing_of_dry_run()
             ended = leases.finish(
                 transaction.store_connection(), self._lease, result=result, worker=self._around.worker
             )
@@ -664,7 +671,8 @@ class _Slice:
             _logger.warning("a lease was left to run out", extra={"run_id": self._lease.run_id}, exc_info=True)
 
     def _open(self) -> ChunkTransaction:
-        return ChunkTransaction(self._held, self._around.sessions, idle=self._idle)
+        is_dry_run = self._lease.is_dry_run
+        return ChunkTransaction(self._held, self._around.sessions, idle=self._idle, is_dry_run=is_dry_run)
 
     def _should_stop(self) -> bool:
         return self._around.stop.requested or self._timer.is_lost or self._deadline.has_passed

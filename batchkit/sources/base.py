@@ -69,6 +69,20 @@ class Bounded(Protocol[T_co]):
 
 
 @runtime_checkable
+class Continued(Protocol[T_co]):
+    """A source that can leave out its beginning, so that the items of a run that does so too can be counted."""
+
+    def behind(self, after: Any) -> Source[T_co]:  # noqa: ANN401
+        """
+        Give the same source without the items up to and including the one whose cursor is *after*.
+
+        Raises:
+            InvalidSource: *after* cannot be a cursor of it.
+        """
+        ...
+
+
+@runtime_checkable
 class Identified(Protocol):
     """A source that says what its cursors mean, so that a run never goes on with those of another."""
 

@@ -58,17 +58,18 @@ class _Items(Generic[T]):
         self._kind = kind
         self._end = end
         self._length = end
+        self._begin = 0
         self._key = key
 
     def read(self, after: int | None, limit: int, session: Session) -> list[tuple[T, int]]:  # noqa: ARG002
         """Give the items behind the index *after*."""
-        first = 0 if after is None else after + 1
+        first = self._begin if after is None else after + 1
         last = min(first + limit, self._end)
         return [(self._sequence[index], index) for index in range(first, last)]
 
     def count(self, session: Session) -> int:  # noqa: ARG002
         """Give the number of items."""
-        return self._end
+        return max(0, self._end - self._begin)
 
     def upper(self, session: Session) -> int | None:  # noqa: ARG002
         """Give the index of the last item."""
@@ -76,9 +77,13 @@ class _Items(Generic[T]):
 
     def until(self, upper: int) -> Source[T]:
         """Give the same items without those behind the index *upper*."""
-        bounded = _Items(self._sequence, kind=self._kind, end=min(self._end, upper + 1), key=self._key)
-        bounded._length = self._length
-        return bounded
+        return self._part(begin=self._begin, end=min(self._end, upper + 1))
+
+    def behind(self, after: int) -> Source[T]:
+        """Give the same items without those up to the index *after*."""
+        if type(after) is not int or after < 0:
+            raise InvalidSource(f"{after!r} is not a cursor of {self._kind}(): that is an index, 0 for the first item")
+        return self._part(begin=after + 1, end=self._end)
 
     def identity(self) -> dict[str, Json]:
         """Describe what an index stands for."""
@@ -87,3 +92,8 @@ class _Items(Generic[T]):
     def fingerprint(self) -> dict[str, Json]:
         """Describe the content by its length."""
         return {"length": self._length}
+
+    def _part(self, *, begin: int, end: int) -> Source[T]:
+        part = _Items(self._sequence, kind=self._kind, end=end, key=self._key)
+        part._begin, part._length = begin, self._length
+        return part

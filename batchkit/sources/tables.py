@@ -175,14 +175,21 @@ class _Key:
 
 
 class _Walk:
-    """A select with its key, and where it ends."""
+    """A select with its key, and where it begins and ends."""
 
     def __init__(
-        self, selected: Select[Any], keys: tuple[_Key, ...], *, for_update: bool, until: tuple[Any, ...] | None = None
+        self,
+        selected: Select[Any],
+        keys: tuple[_Key, ...],
+        *,
+        for_update: bool,
+        after: tuple[Any, ...] | None = None,
+        until: tuple[Any, ...] | None = None,
     ) -> None:
         self.selected = selected
         self.keys = keys
         self.for_update = for_update
+        self.after = after
         self.until = until
         descriptions = selected.column_descriptions
         self.width = len(descriptions)
@@ -203,7 +210,10 @@ class _Walk:
         return self._statements[name]
 
     def ending_at(self, until: tuple[Any, ...]) -> _Walk:
-        return _Walk(self.selected, self.keys, for_update=self.for_update, until=until)
+        return _Walk(self.selected, self.keys, for_update=self.for_update, after=self.after, until=until)
+
+    def starting_behind(self, after: tuple[Any, ...]) -> _Walk:
+        return _Walk(self.selected, self.keys, for_update=self.for_update, after=after, until=self.until)
 
 
 class _Statements:
@@ -212,6 +222,7 @@ class _Statements:
     def __init__(self, walk: _Walk, keys: tuple[_Key, ...], *, compares_tuples: bool) -> None:
         behind = _behind if compares_tuples else _behind_by_cases
         base = walk.selected if walk.until is None else walk.selected.where(~behind(keys, _bound(keys, walk.until)))
+        base = base if walk.after is None else base.where(behind(keys, _bound(keys, walk.after)))
         columns = [key.compared.label(f"batchkit_key_{index}") for index, key in enumerate(keys)]
         self.keys_only: Select[Any] = base.with_only_columns(*columns, maintain_column_froms=True)
         self.last = self.keys_only.order_by(None).order_by(*(key.reverse for key in keys)).limit(1)
@@ -261,6 +272,13 @@ class _Rows(Generic[T]):
         if connection.dialect.name in _MYSQL:
             return _count_on_mysql(connection, counted, keys)
         return int(connection.execute(counted).scalar_one())
+
+    def behind(self, after: Any) -> Source[T]:  # noqa: ANN401
+        """Give the same rows without those up to the one with the key *after*."""
+        parts = _parts(after, self._walk.keys)
+        for key, part in zip(self._walk.keys, parts, strict=True):
+            _check_comparable(key, part)
+        return type(self)(self._walk.starting_behind(parts))
 
     def identity(self) -> dict[str, Json]:
         """Describe the key, whose values cursors are."""
@@ -366,6 +384,16 @@ def _parts(cursor: Any, keys: Sequence[_Key]) -> tuple[Any, ...]:  # noqa: ANN40
     if not isinstance(cursor, tuple | list) or len(cursor) != len(keys):
         raise InvalidSource(f"{cursor!r} is not a cursor of rows with the key {_names(keys)}")
     return tuple(cursor)
+
+
+def _check_comparable(key: _Key, value: object) -> None:
+    """Refuse a number for text and text for a number, which some databases compare all the same, and find nothing."""
+    for kind, python in ((Integer, int), (String, str)):
+        is_of_kind = isinstance(key.column.type, kind) and not isinstance(key.column.type, EnumType)
+        if is_of_kind and not isinstance(value, python):
+            raise InvalidSource(
+                f"{value!r} is not a cursor of rows with the key {key.name}, whose values are {python.__name__}"
+            )
 
 
 def _key(part: KeyPart) -> _Key:

@@ -66,9 +66,10 @@ class Sessions:
 class ChunkTransaction:
     """One transaction: opened, written through `session` or `connection`, then committed with a checkpoint."""
 
-    def __init__(self, held: HeldConnection, sessions: Sessions, *, idle: float) -> None:
+    def __init__(self, held: HeldConnection, sessions: Sessions, *, idle: float, is_dry_run: bool = False) -> None:
         self._held = held
         self._idle = idle
+        self._is_dry_run = is_dry_run
         self._is_joined = sessions.is_ours
         if not self._is_joined:
             self.session = sessions.apart()
@@ -108,6 +109,11 @@ class ChunkTransaction:
         if self._is_joined:
             self._held.check()
 
+    def keep_nothing_of_dry_run(self) -> None:
+        """Undo, in a dry run, what the function wrote; what the store writes from here on commits without it."""
+        if self._is_dry_run:
+            self.rollback()
+
     def checkpoint(self, leases: Leases, lease: Lease, checkpoint: Checkpoint) -> tuple[Lease, Standing]:
         """
         Move the partition on in this transaction.
@@ -120,6 +126,11 @@ class ChunkTransaction:
 
     def commit(self) -> None:
         """Commit; where the writes are in another database, they commit first, so that a crash between repeats them."""
+        if self._is_dry_run:
+            # There is nothing of the session's to commit, and nobody is told of a commit.
+            self._held.commit()
+            self._end_session()
+            return
         if not self._is_joined:
             self.session.commit()
         self._held.commit()
