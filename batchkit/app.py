@@ -29,6 +29,7 @@ from batchkit.states import RunState
 from batchkit.stopping import Stop, stopped_by_signals
 from batchkit.store import Clock, Health, Sessions, Store
 from batchkit.sweep import Swept, sweep
+from batchkit.using import NO_TERMS, Terms
 from batchkit.worker import Worker
 
 if TYPE_CHECKING:
@@ -161,15 +162,15 @@ class BatchKit:
         records = self._store.runs.newest(job=job, states=states, limit=limit)
         return [Run(record, control=self._controls) for record in records]
 
-    def start_run(self, job: Definition, params: str) -> Run:
-        """Start a run of a job; `job.start(...)` calls this."""
+    def start_run(self, job: Definition, params: str, terms: Terms = NO_TERMS) -> Run:
+        """Start a run of a job; `job.start(...)` and `job.using(...).start(...)` call this."""
         self._ready()
-        return self._controls.start(job, params)
+        return self._controls.start(job, params, terms)
 
-    def start_run_here(self, job: Definition, params: str) -> Run:
+    def start_run_here(self, job: Definition, params: str, terms: Terms = NO_TERMS) -> Run:
         """Start a run that `work_run` is going to work in this process."""
         self._ready()
-        return self._controls.start_here(job, params)
+        return self._controls.start_here(job, params, terms)
 
     def signature(
         self, job: Definition, args: tuple[object, ...], kwargs: dict[str, object], *, immutable: bool

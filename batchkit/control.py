@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from batchkit.errors import InvalidJob, NoFailures
+from batchkit.errors import InvalidJob, KeyTaken, NoFailures, RunActive
 from batchkit.job import Definition
 from batchkit.model import Failure, NewRun, Partition, RunId, RunRecord, Transition
 from batchkit.queue import Queue
 from batchkit.run import Run
+from batchkit.starting import is_same_start, new_run, shown_start
 from batchkit.states import RunState
-from batchkit.store import Sessions, Store
+from batchkit.store import Sessions, Store, Tx, after_commit, session_itself
 from batchkit.sweep import wake_run
+from batchkit.using import NO_TERMS, Terms
 
 _EXACTLY_ONCE = "exactly-once"
 _AT_LEAST_ONCE = "at-least-once"
@@ -25,28 +27,39 @@ class Controls:
         self._sessions = sessions
         self._queue = queue
 
-    def start(self, job: Definition, params: str) -> Run:
+    def start(self, job: Definition, params: str, terms: Terms) -> Run:
         """
         Start a run of *job*.
 
         Raises:
             InvalidJob: its workers, other processes, could not import the job.
+            InvalidStart: the terms do not fit the job, or the session is on another database.
+            RunActive: another unfinished run has its unique key.
+            KeyTaken: the key has started a run with other params or terms.
         """
         if self._queue.crosses_processes and job.name.startswith("__main__."):
             raise InvalidJob(
                 f"{job.place} is defined in the script that is being run, which workers cannot import; "
                 f"move it into a module (and give that to them: batchkit -A module:kit work)"
             )
-        return self._start(NewRun(job=job.name, params=params, queue=job.options.queue, delivery=self.promise))
+        return self._start(new_run(job, params, terms=terms, delivery=self.promise), terms, job=job)
 
-    def start_here(self, job: Definition, params: str) -> Run:
-        """Start a run that is going to be worked in this process: no worker is woken up."""
-        new = NewRun(job=job.name, params=params, queue=job.options.queue, delivery=self.promise)
-        self._store.runs.create(new)
-        return self.run(new.id)
+    def start_here(self, job: Definition, params: str, terms: Terms) -> Run:
+        """
+        Start a run that is going to be worked in this process: no worker is woken up.
+
+        Raises:
+            InvalidStart, RunActive, KeyTaken: as `start` does.
+        """
+        return self._start(new_run(job, params, terms=terms, delivery=self.promise), terms, job=job, wakes=False)
 
     def rerun(self, run_id: RunId) -> Run:
-        """Start a new run with the job and params of another."""
+        """
+        Start a new run with the job and params of another, and its limits; one of a dry run is a dry run.
+
+        Raises:
+            RunActive: another unfinished run has its unique key.
+        """
         record = self._store.runs.load(run_id)
         return self._start(
             NewRun(
@@ -56,6 +69,10 @@ class Controls:
                 delivery=self.promise,
                 rerun_of=run_id,
                 failures_of=record.failures_of,
+                unique_key=record.unique_key,
+                after=record.after,
+                limit=record.limit,
+                is_dry_run=record.is_dry_run,
             )
         )
 
@@ -65,6 +82,7 @@ class Controls:
 
         Raises:
             NoFailures: there are none.
+            RunActive: another unfinished run has its unique key.
         """
         record = self._store.runs.load(run_id)
         # A run that tried failures again has left them with the run in which they failed first.
@@ -79,6 +97,8 @@ class Controls:
                 delivery=self.promise,
                 rerun_of=run_id,
                 failures_of=origin,
+                unique_key=record.unique_key,
+                is_dry_run=record.is_dry_run,
             )
         )
 
@@ -120,7 +140,41 @@ class Controls:
         """Read a run's changes of state."""
         return self._store.runs.history(run_id)
 
-    def _start(self, new: NewRun) -> Run:
-        self._store.runs.create(new)
-        wake_run(self._store, self._queue, new.id)
-        return self.run(new.id)
+    def _start(self, new: NewRun, terms: Terms = NO_TERMS, *, job: Definition | None = None, wakes: bool = True) -> Run:
+        session = None if terms.session is None else session_itself(terms.session)
+        tx = None if session is None else self._store.connection_of(session)
+        try:
+            run_id = self._store.runs.join(new) if tx is None else self._store.runs.join_in(tx, new)
+        except RunActive as active:
+            if terms.if_active == "raise":
+                raise
+            return self._handle(self._record(RunId(active.run_id), tx), tx, was_joined=True)
+        if run_id != new.id:
+            record = self._record(run_id, tx)
+            _check_same_start(job, record, new)
+            return self._handle(record, tx, was_joined=True)
+        if session is not None:
+            after_commit(session, lambda: wake_run(self._store, self._queue, run_id))
+        elif wakes:
+            wake_run(self._store, self._queue, run_id)
+        return self._handle(self._record(run_id, tx), tx)
+
+    def _record(self, run_id: RunId, tx: Tx | None) -> RunRecord:
+        record = None if tx is None else self._store.runs.load_in(tx, run_id)
+        # A transaction that began before the run was committed may not see it, but then others do.
+        return record or self._store.runs.load(run_id)
+
+    def _handle(self, record: RunRecord, tx: Tx | None, *, was_joined: bool = False) -> Run:
+        return Run(record, control=self, was_joined=was_joined, is_committed=tx is None)
+
+
+def _check_same_start(job: Definition | None, record: RunRecord, new: NewRun) -> None:
+    """
+    Refuse to take a run that has the key of *new* for something else.
+
+    Raises:
+        KeyTaken: it has other params or terms.
+    """
+    if job is not None and not is_same_start(job, record, new):
+        was, wanted = shown_start(record), shown_start(new)
+        raise KeyTaken(str(new.key), run_id=record.id, job=job.name, was=was, wanted=wanted)

@@ -17,6 +17,7 @@ from batchkit.params import check_same_params, params_signature, signature_of
 from batchkit.run import Run
 from batchkit.sizing import Adaptive
 from batchkit.sources.base import Source
+from batchkit.using import Terms, Using
 
 if TYPE_CHECKING:
     from tenacity import Retrying
@@ -45,6 +46,7 @@ class _Batched:
         lease: Duration = ...,
         chunk_timeout: Duration | None = None,
         queue: str = ...,
+        unique: bool | Callable[..., object] = ...,
         retry: Retrying | None = None,
         max_failures: float = ...,
         version: str | int | None = None,
@@ -62,6 +64,7 @@ class _Batched:
         lease: Duration = ...,
         chunk_timeout: Duration | None = None,
         queue: str = ...,
+        unique: bool | Callable[..., object] = ...,
         retry: Retrying | None = None,
         max_failures: float = ...,
         version: str | int | None = None,
@@ -78,6 +81,7 @@ class _Batched:
         lease: Duration = _DEFAULT_LEASE,
         chunk_timeout: Duration | None = None,
         queue: str = "default",
+        unique: bool | Callable[..., object] = False,
         retry: Retrying | None = None,
         max_failures: float = 0,
         version: str | int | None = None,
@@ -96,6 +100,9 @@ class _Batched:
             lease: how long a claim lasts without a renewal; a killed worker's run goes on after this long.
             chunk_timeout: a chunk that takes longer is no longer renewed; by default ten leases.
             queue: the name of the queue that wakes its workers up.
+            unique: True for one unfinished run with the same params; or a function of the params that gives the key
+                which one unfinished run has, such as `lambda tenant_id, month: tenant_id`. Another start raises
+                `RunActive`; see `using(if_active=...)`.
             retry: what to try again, how often, and how long to wait before
                 (`tenacity.Retrying(retry=..., stop=..., wait=...)`); a chunk is tried again whole, and its waits end
                 when the worker is asked to stop. Deadlocks, lock timeouts, serialization failures and lost connections
@@ -122,6 +129,7 @@ class _Batched:
             lease=lease,
             chunk_timeout=chunk_timeout,
             queue=queue,
+            unique=unique,
             retry=retry,
             max_failures=max_failures,
             version=version,
@@ -140,6 +148,7 @@ class _Batched:
         lease: Duration = ...,
         chunk_timeout: Duration | None = None,
         queue: str = ...,
+        unique: bool | Callable[..., object] = ...,
         retry: Retrying | None = None,
         max_failures: float = ...,
         version: str | int | None = None,
@@ -157,6 +166,7 @@ class _Batched:
         lease: Duration = ...,
         chunk_timeout: Duration | None = None,
         queue: str = ...,
+        unique: bool | Callable[..., object] = ...,
         retry: Retrying | None = None,
         max_failures: float = ...,
         version: str | int | None = None,
@@ -173,6 +183,7 @@ class _Batched:
         lease: Duration = _DEFAULT_LEASE,
         chunk_timeout: Duration | None = None,
         queue: str = "default",
+        unique: bool | Callable[..., object] = False,
         retry: Retrying | None = None,
         max_failures: float = 0,
         version: str | int | None = None,
@@ -199,6 +210,7 @@ class _Batched:
             lease=lease,
             chunk_timeout=chunk_timeout,
             queue=queue,
+            unique=unique,
             retry=retry,
             max_failures=max_failures,
             version=version,
@@ -220,6 +232,7 @@ def _decorator(
     lease: Duration,
     chunk_timeout: Duration | None,
     queue: str,
+    unique: bool | Callable[..., object],
     retry: Retrying | None,
     max_failures: float,
     version: str | int | None,
@@ -238,11 +251,13 @@ def _decorator(
         ),
         queue=_checked_name(queue, "queue"),
         max_failures=_checked_max_failures(max_failures),
+        unique=unique,
         retry=_checked_retry(retry),
         version=_checked_version(version),
         describe_item=_checked_describe_item(describe_item),
     )
     make_source, signature = _checked_source(source)
+    _check_unique(unique, signature)
     if finish is not None:
         _check_function(finish, signature, role="finish", first="Finish")
     first = "Item" if is_each else "Chunk"
@@ -276,6 +291,15 @@ def _callable_job(definition: Definition) -> Job[..., Any]:
         """Start a run: O(1), whatever the size of the job."""
         return current_kit().start_run(definition, definition.pack(args, kwargs))
 
+    def using(**terms: Any) -> Using[...]:  # noqa: ANN401  the types are those of `Startable.using`
+        """Say how the next run is to be started."""
+        on = Terms(**terms)
+
+        def start_on(*args: object, **kwargs: object) -> Run:
+            return current_kit().start_run(definition, definition.pack(args, kwargs), on)
+
+        return Using(start_on)
+
     def s(*args: object, **kwargs: object) -> object:
         """Give Celery's signature of the job: a result that a chain hands on comes first."""
         return current_kit().signature(definition, args, kwargs, immutable=False)
@@ -297,6 +321,7 @@ def _callable_job(definition: Definition) -> Job[..., Any]:
     made.name = definition.name
     made.function = definition.function
     made.start = made.delay = start
+    made.using = using
     made.s, made.si = s, si
     return cast("Job[..., Any]", made)
 
@@ -353,6 +378,19 @@ def _checked_max_failures(max_failures: object) -> float:
     if isinstance(max_failures, float) and not max_failures <= 1:
         raise InvalidJob(f"max_failures={max_failures!r} is more than all items; write an int for a number of items")
     return max_failures
+
+
+def _check_unique(unique: object, params: Signature) -> None:
+    if isinstance(unique, bool):
+        return
+    names = list(params.parameters)
+    right = f"True, or a function of the params: unique=lambda {', '.join(names)}: ..."
+    if not callable(unique) or isinstance(unique, type) or inspect.iscoroutinefunction(unique):
+        raise InvalidJob(f"unique is {right}: got {unique!r}")
+    try:
+        inspect.signature(unique).bind(**dict.fromkeys(names))
+    except TypeError as error:
+        raise InvalidJob(f"the unique function cannot be called with the params ({error}); give {right}") from None
 
 
 def _checked_retry(retry: object) -> Any:  # noqa: ANN401  None or a Retrying, whose import takes long

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol, cast, runtime_checkable
 
-from batchkit.errors import InvalidParams, MessageIdTaken, RunCancelled, RunFailed, RunNotFound
+from batchkit.errors import InvalidParams, MessageIdTaken, RunActive, RunCancelled, RunFailed, RunNotFound
 from batchkit.job import Definition, Registry
 from batchkit.model import NewRun, Progress, RunId, RunRecord, WakeUp
 from batchkit.queue import Queue
 from batchkit.reporting import Reporter
 from batchkit.slicing import Ending, Outcome
+from batchkit.starting import new_run
 from batchkit.states import FINAL, RunState
 from batchkit.stopping import Stopping
 from batchkit.store import Store
@@ -240,7 +241,7 @@ class Deliveries:
         try:
             self._ready()
             record = self._find(message, job, params)
-        except (InvalidParams, MessageIdTaken):
+        except (InvalidParams, MessageIdTaken, RunActive):
             raise
         except RunNotFound as error:
             _logger.warning("a message is about a run that is not there", extra={"run_id": error.run_id})
@@ -322,14 +323,7 @@ class Deliveries:
         return self._join(message, job, params)
 
     def _new(self, job: Definition, params: str, *, start_key: str, message: str | None = None) -> NewRun:
-        return NewRun(
-            job=job.name,
-            params=params,
-            queue=job.options.queue,
-            delivery=self._promise,
-            start_key=start_key,
-            message=message,
-        )
+        return new_run(job, params, delivery=self._promise, start_key=start_key, message=message)
 
     # The slice
 

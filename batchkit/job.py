@@ -14,6 +14,7 @@ from batchkit.params import pack, unpack
 from batchkit.run import Run
 from batchkit.sizing import Adaptive
 from batchkit.sources.base import Source
+from batchkit.using import NO_TERMS, AnySession, IfActive, Terms, Using
 
 if TYPE_CHECKING:
     from tenacity import Retrying
@@ -34,6 +35,8 @@ class Options:
     queue: str
     #: how many items may fail before the run does: a number, or a share of the items that were tried
     max_failures: float = 0
+    #: whether a run may be alone with its params, or what of them makes the key that it may be alone with
+    unique: bool | Callable[..., object] = False
     #: what else than faults of the database is tried again, and how often
     retry: Retrying | None = None
     #: what a run must have begun with to go on with this code
@@ -99,6 +102,35 @@ class Startable(Protocol[P]):
 
     def start(self, *args: P.args, **kwargs: P.kwargs) -> Run:
         """Start a run: O(1), whatever the size of the job."""
+        ...
+
+    def using(
+        self,
+        *,
+        session: AnySession | None = None,
+        queue: str | None = None,
+        key: str | None = None,
+        if_active: IfActive = "raise",
+        limit: int | None = None,
+        dry_run: bool = False,
+        after: object = None,
+    ) -> Using[P]:
+        """
+        Say how the next run is to be started: `job.using(...).start(...)`.
+
+        Args:
+            session: write the run in this session's transaction; its workers are woken up after the commit. No
+                commit, no run.
+            queue: the name of the queue that wakes its workers up, in place of the job's.
+            key: names the start. The same key gives the same run, for ever, so that a start can be repeated.
+            if_active: what to do where an unfinished run has the unique key: raise `RunActive`, or return that run.
+            limit: end after so many items, those that fail included.
+            dry_run: roll every chunk back, and what `finish` wrote; the functions are called, so that errors are found.
+            after: begin behind the item with this cursor: for `rows` its key, for `items` and `span` its index.
+
+        Raises:
+            InvalidStart: one of them is of the wrong kind.
+        """
         ...
 
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> Run:
@@ -216,7 +248,7 @@ def _is_same_function(first: Callable[..., object], second: Callable[..., object
 class Starter(Protocol):
     """What a job needs of the kit that starts its runs."""
 
-    def start_run(self, job: Definition, params: str) -> Run:
+    def start_run(self, job: Definition, params: str, terms: Terms = NO_TERMS) -> Run:
         """Write a run and wake a worker up."""
         ...
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Protocol
 
 from batchkit.durations import Duration, seconds
-from batchkit.errors import WaitTimeout
+from batchkit.errors import RunNotCommitted, RunNotFound, WaitTimeout
 from batchkit.model import Failure, Partition, Progress, RunError, RunId, RunRecord, Transition
 from batchkit.states import FINAL, Request, RunState
 from batchkit.values import loads
@@ -63,11 +63,15 @@ class Run:
     The attributes are as they were when last read; `refresh()` reads them again.
     """
 
-    __slots__ = ("_control", "_record")
+    __slots__ = ("_is_committed", "_record", "_seen_control", "_was_joined")
 
-    def __init__(self, record: RunRecord, *, control: Control) -> None:
+    def __init__(
+        self, record: RunRecord, *, control: Control, was_joined: bool = False, is_committed: bool = True
+    ) -> None:
         self._record = record
-        self._control = control
+        self._seen_control = control
+        self._was_joined = was_joined
+        self._is_committed = is_committed
 
     def __repr__(self) -> str:
         return f"<Run {self.id} of {self.job}: {self.state}, {self.progress.done} items done>"
@@ -139,6 +143,26 @@ class Run:
         return self._record.failures_of
 
     @property
+    def was_joined(self) -> bool:
+        """Whether the start that gave this handle found the run there, by its `key` or by `if_active="return"`."""
+        return self._was_joined
+
+    @property
+    def limit(self) -> int | None:
+        """How many items it works at most."""
+        return self._record.limit
+
+    @property
+    def after(self) -> object:
+        """The cursor that it was started behind."""
+        return None if self._record.after is None else loads(self._record.after)
+
+    @property
+    def is_dry_run(self) -> bool:
+        """Whether every chunk of it is rolled back, so that `done` counts items that went through and were undone."""
+        return self._record.is_dry_run
+
+    @property
     def delivery(self) -> str:
         """What is promised for the writes of its chunks: `exactly-once` or `at-least-once`."""
         return self._record.delivery
@@ -169,7 +193,12 @@ class Run:
         return self.state in FINAL
 
     def refresh(self) -> Run:
-        """Read the run again, and give the same handle."""
+        """
+        Read the run again, and give the same handle.
+
+        Raises:
+            RunNotCommitted: it was started in a session that has not committed it; so all that follows.
+        """
         self._record = self._control.load(self.id)
         return self
 
@@ -209,6 +238,7 @@ class Run:
 
         Raises:
             IllegalTransition: it is neither paused nor failed.
+            RunActive: another unfinished run has its unique key.
         """
         self._control.resume(self.id, accept=accept)
         return self.refresh()
@@ -253,3 +283,13 @@ class Run:
     def history(self) -> Sequence[Transition]:
         """Read all its changes of state, oldest first, each with its reason."""
         return self._control.history(self.id)
+
+    @property
+    def _control(self) -> Control:
+        if not self._is_committed:
+            try:
+                self._seen_control.load(self.id)
+            except RunNotFound:
+                raise RunNotCommitted(self.id, job=self.job) from None
+            self._is_committed = True
+        return self._seen_control

@@ -49,10 +49,12 @@ def wake(queue: Queue, wake_up: WakeUp) -> bool:
     return True
 
 
-def wake_run(store: Store, queue: Queue, run_id: RunId, *, partition: int | None = None) -> None:
-    """Wake workers up for what waits of a run that was just made workable."""
-    for wake_up in store.runs.waiting(run_id, partition=partition):
+def wake_run(store: Store, queue: Queue, run_id: RunId, *, partition: int | None = None) -> bool:
+    """Wake workers up for what waits of a run that was just made workable; False where nothing does."""
+    waiting = store.runs.waiting(run_id, partition=partition)
+    for wake_up in waiting:
         wake(queue, wake_up)
+    return bool(waiting)
 
 
 def _to_send(store: Store, queue: Queue) -> Iterator[WakeUp]:

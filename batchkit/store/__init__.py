@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from sqlalchemy import URL, Engine
+from sqlalchemy.exc import UnboundExecutionError
+from sqlalchemy.orm import Session
 
+from batchkit.errors import InvalidStart
 from batchkit.store.clock import Clock
 from batchkit.store.database import Database, HeldConnection
 from batchkit.store.dialects import Server
 from batchkit.store.failures import Failures
 from batchkit.store.health import Backlog, ClockOffset, Health
 from batchkit.store.leases import Leases
+from batchkit.store.outbox import Tx, after_commit, session_itself
 from batchkit.store.runs import Runs
 from batchkit.store.schema import Schema
 from batchkit.store.tables import tables
@@ -30,6 +34,9 @@ __all__ = [
     "Server",
     "Sessions",
     "Store",
+    "Tx",
+    "after_commit",
+    "session_itself",
     "tables",
 ]
 
@@ -44,6 +51,27 @@ class Store:
         self.leases = Leases(self.database, self.runs)
         self.failures = Failures(self.database)
         self.health = Health(self.database)
+
+    def connection_of(self, session: Session) -> Tx:
+        """
+        Give the connection in whose transaction *session* writes to the store.
+
+        Raises:
+            InvalidStart: it writes to another database.
+        """
+        run = self.database.tables.run
+        try:
+            bind = session.get_bind(clause=run)
+        except UnboundExecutionError as error:
+            raise InvalidStart(
+                f"the session is bound to no database that could hold {run.name}; bind it to {self.database.url}"
+            ) from error
+        if not self.database.is_on(bind.engine):
+            raise InvalidStart(
+                f"the session is on {bind.engine.url.render_as_string(hide_password=True)}, but the kit keeps its runs "
+                f"in {self.database.url}, so one transaction cannot hold both; build the kit with the session's engine"
+            )
+        return session.connection(bind_arguments={"clause": run})
 
     def close(self) -> None:
         """Close the pooled connections."""

@@ -20,6 +20,9 @@ from batchkit.store.clock import Clock
 from batchkit.store.dialects import Dialect, Fault, dialect_named
 from batchkit.store.tables import Tables, tables
 
+_PORTS = {"postgresql": 5432, "mysql": 3306}
+#: Where drivers let a URL say the address behind the question mark.
+_ADDRESS_IN_QUERY = ("host", "port", "dbname", "service", "unix_socket")
 _LOCK_WAIT_SECONDS = 5.0
 _ONE_WRITER_LOCK_WAIT_SECONDS = 30.0
 #: The drivers that we work with, where a URL names none.
@@ -61,6 +64,10 @@ class Database:
     def url(self) -> str:
         """The address without its password, for messages."""
         return self.engine.url.render_as_string(hide_password=True)
+
+    def is_on(self, engine: Engine) -> bool:
+        """Tell whether *engine* leads to this database: to the same address, whatever its driver and user are."""
+        return engine is self.engine or _address(engine.url) == _address(self.engine.url)
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -402,6 +409,16 @@ def _engine_for(database: str | URL) -> Engine:
             f"the driver for {url.drivername} is not installed ({error}); for PostgreSQL: "
             f"pip install 'batchkit-jobs[postgres]', for MySQL and MariaDB: pip install 'batchkit-jobs[mysql]'"
         ) from error
+
+
+def _address(url: URL) -> tuple[object, ...]:
+    backend = url.get_backend_name()
+    if backend == "sqlite":
+        return (backend, os.path.realpath(url.database or ""))
+    # One protocol: SQLAlchemy has a name of its own for MariaDB.
+    backend = "mysql" if backend == "mariadb" else backend
+    elsewhere = [url.query.get(name) for name in _ADDRESS_IN_QUERY]
+    return (backend, url.host, url.port or _PORTS.get(backend), url.database, *elsewhere)
 
 
 def _driver(connection: Connection) -> Any:  # noqa: ANN401

@@ -11,7 +11,8 @@ import pytest
 from celery import Celery
 
 from batchkit import BatchKit, Chunk, RunState, batched, span
-from batchkit.errors import InvalidDatabase, InvalidQueue, RunFailed
+from batchkit.errors import InvalidDatabase, InvalidQueue, RunActive, RunFailed
+from batchkit.job import JOBS
 from batchkit.queues import CeleryQueue
 from tests.slices.conftest import Ledger, job, write
 
@@ -51,6 +52,16 @@ def test_an_eager_task_gives_what_finish_returned(kit: BatchKit, done: Ledger, a
     assert {"done": 10} == app.tasks[made.name].delay().get()
     assert {"done": 10} == made.s().apply_async().get()
     assert 2 == len(kit.runs())
+
+
+def test_a_task_of_a_job_whose_unique_run_has_not_ended_fails_with_its_id(kit: BatchKit, done: Ledger, app: Celery):
+    made = job(span(10), write, unique=True)
+    run = kit.start_run_here(JOBS[made.name], "{}")
+    with pytest.raises(RunActive, match=run.id):
+        app.tasks[made.name].delay()
+    run.cancel()
+    app.tasks[made.name].delay()
+    assert 10 == done.count()
 
 
 def test_an_eager_task_raises_what_its_run_died_of(kit: BatchKit, done: Ledger, app: Celery):

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from sqlalchemy import Connection, select
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
 from tenacity import Retrying, stop_after_attempt
 from typing_extensions import assert_type
 
@@ -70,7 +70,7 @@ def report(finish: Finish, domain: str, limit: int = 10) -> dict[str, int]:
     return {domain: finish.done + limit}
 
 
-@batched(users, chunk_size=500, lease=timedelta(minutes=1), slice_time=30, queue="bulk", finish=report)
+@batched(users, chunk_size=500, lease=timedelta(minutes=1), slice_time=30, queue="bulk", unique=True, finish=report)
 def normalize(chunk: Chunk[User], domain: str, limit: int = 10) -> None:
     """Change users."""
     for user in chunk:
@@ -90,6 +90,12 @@ assert_type(normalize.start(domain="example.com", limit=5), Run)
 assert_type(normalize.delay(domain="example.com"), Run)
 assert_type(normalize(domain="example.com"), Run)
 assert_type(normalize.name, str)
+with Session() as session:
+    once = normalize.using(session=session, key="2026-11", queue="bulk", if_active="return")
+    assert_type(once.start("example.com"), Run)
+    assert_type(once.delay(domain="example.com", limit=5), Run)
+assert_type(normalize.using(limit=100, dry_run=True, after=5).start(domain="example.com").was_joined, bool)
+assert_type(normalize.using(session=scoped_session(sessionmaker())).start(domain="x").is_dry_run, bool)
 
 
 @batched(span(0, 1000))

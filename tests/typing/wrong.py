@@ -41,6 +41,15 @@ good.start(name="x")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssu
 good.start(domain=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 good(domain=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 good.delay("x", "y")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+good.using(limit=5).start(domain=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+good.using(limit=5).start()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+good.using(key="k").delay(name="x")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+# Terms that are unknown, or of another type.
+good.using(limit="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+good.using(if_active="ignore")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+good.using(session="x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+good.using(dry=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 # Items of another type than the source gives.
