@@ -18,6 +18,7 @@ from uuid import UUID
 from batchkit.cli.ending import UsageProblem
 from batchkit.job import Definition
 from batchkit.params import pack
+from batchkit.values import loads
 
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
@@ -52,6 +53,16 @@ def read_params(job: Definition, arguments: Sequence[str]) -> str:
                 f"it takes {shown_params(job)}"
             )
     return pack(job.name, job.signature, (), params)
+
+
+def read_cursor(text: str | None) -> object:
+    """Read a cursor as `show --json` and the failures show it: JSON, or else the text itself."""
+    if text is None:
+        return None
+    try:
+        return loads(text)
+    except ValueError:
+        return text
 
 
 def param_types(job: Definition) -> dict[str, object]:

@@ -13,11 +13,32 @@ from batchkit.cli.invocation import AsJson, Invocation, invocation
 from batchkit.errors import JobNotFound
 from batchkit.run import Run
 from batchkit.states import Request, RunState
+from batchkit.using import Terms
 
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="The job's name, or the last parts of it.")]
 Params = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Its params; KEY:=JSON for what is no text.", show_default=False),
+]
+
+Limit = Annotated[
+    int | None,
+    typer.Option("--limit", min=1, metavar="N", help="End after so many items, to try it out.", show_default=False),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Roll every chunk back, to try it out.")]
+After = Annotated[
+    str | None,
+    typer.Option(
+        "--after", metavar="CURSOR", help="Begin behind this cursor: JSON, or text that is none.", show_default=False
+    ),
+]
+Key = Annotated[
+    str | None,
+    typer.Option("--key", metavar="KEY", help="Name the start: the same key gives the same run.", show_default=False),
+]
+Queue = Annotated[
+    str | None,
+    typer.Option("--queue", metavar="NAME", help="The queue of its wake-ups, not the job's.", show_default=False),
 ]
 
 
@@ -28,28 +49,54 @@ def add_to(app: typer.Typer) -> None:
     app.command()(resume)
 
 
-def run(context: typer.Context, job: JobName, params: Params = None, *, as_json: AsJson = False) -> None:
+def run(
+    context: typer.Context,
+    job: JobName,
+    params: Params = None,
+    *,
+    limit: Limit = None,
+    dry_run: DryRun = False,
+    after: After = None,
+    key: Key = None,
+    queue: Queue = None,
+    as_json: AsJson = False,
+) -> None:
     """Start a run and work it here. Ctrl-C stops it after the chunk in flight; `resume` goes on from there."""
-    from batchkit.cli.arguments import read_params  # noqa: PLC0415  it brings SQLAlchemy
+    from batchkit.cli.arguments import read_cursor, read_params  # noqa: PLC0415  it brings SQLAlchemy
     from batchkit.cli.finding import find_job  # noqa: PLC0415  the same
 
     call = invocation(context)
     kit = call.kit(context, as_json=as_json, needs_jobs=True)
     definition = find_job(kit, job)
-    started = kit.start_run_here(definition, read_params(definition, params or []))
+    terms = Terms(limit=limit, dry_run=dry_run, after=read_cursor(after), key=key, queue=queue)
+    started = kit.start_run_here(definition, read_params(definition, params or []), terms)
+    _tell_joined(started)
     raise typer.Exit(_work_here(call, kit, started, as_json=as_json))
 
 
-def start(context: typer.Context, job: JobName, params: Params = None, *, as_json: AsJson = False) -> None:
+def start(
+    context: typer.Context,
+    job: JobName,
+    params: Params = None,
+    *,
+    limit: Limit = None,
+    dry_run: DryRun = False,
+    after: After = None,
+    key: Key = None,
+    queue: Queue = None,
+    as_json: AsJson = False,
+) -> None:
     """Start a run for the workers, and print its id."""
-    from batchkit.cli.arguments import read_params  # noqa: PLC0415  it brings SQLAlchemy
+    from batchkit.cli.arguments import read_cursor, read_params  # noqa: PLC0415  it brings SQLAlchemy
     from batchkit.cli.finding import find_job  # noqa: PLC0415  the same
     from batchkit.cli.showing import run_facts  # noqa: PLC0415  it brings rich
 
     call = invocation(context)
     kit = call.kit(context, as_json=as_json, needs_jobs=True)
     definition = find_job(kit, job)
-    started = kit.start_run(definition, read_params(definition, params or []))
+    terms = Terms(limit=limit, dry_run=dry_run, after=read_cursor(after), key=key, queue=queue)
+    started = kit.start_run(definition, read_params(definition, params or []), terms)
+    _tell_joined(started)
     if as_json:
         call.print_json(run_facts(started))
     else:
@@ -88,6 +135,11 @@ def resume(
         typer.echo(f"run {found.id} is {state_text(found)}")
     # A queue that works it at once gives it back at its end.
     raise typer.Exit(exit_code(found) if found.has_ended else 0)
+
+
+def _tell_joined(run: Run) -> None:
+    if run.was_joined:
+        typer.echo(f"run {run.id} has this key already; it is {run.state}, and none was started", err=True)
 
 
 def _work_here(call: Invocation, kit: batchkit.BatchKit, run: Run, *, as_json: bool) -> int:

@@ -74,7 +74,8 @@ def _worked(kit: BatchKit, run: Run, again: str) -> int:
 def _tell_end(run: Run, again: str, *, done: int, seconds: float) -> None:
     pace = f" in {took(seconds)}, {speed(done / seconds)}" if done and seconds else ""
     all_done = "" if done == run.progress.done else f" ({run.progress.done:,} in all)"
-    print(f"run {run.id} of {run.job} {run.state}: {done:,} items done here{all_done}{pace}")  # noqa: T201
+    undone = "; it was a dry run, so nothing of that was kept" if run.is_dry_run else ""
+    print(f"run {run.id} of {run.job} {run.state}: {done:,} items done here{all_done}{pace}{undone}")  # noqa: T201
     if run.result is not None:
         print(f"result: {plain(run.result)}")  # noqa: T201
     if run.error is not None:

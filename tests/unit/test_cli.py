@@ -19,6 +19,7 @@ import pytest
 
 from batchkit import BatchKit, Run
 from batchkit.cli import main
+from batchkit.cli.arguments import read_cursor
 
 APP = """\
 from __future__ import annotations
@@ -114,6 +115,9 @@ RUN_SHAPE = [
     "retry_reason",
     "rerun_of",
     "failures_of",
+    "limit",
+    "after",
+    "is_dry_run",
     "created_at",
     "started_at",
     "finished_at",
@@ -386,6 +390,60 @@ def test_a_run_that_succeeds_ends_with_0_and_tells_its_result(batchkit: Batchkit
     assert 0 == result.code
     assert "100 items done" in result.out
     assert "{'sum': 4950}" in result.out
+
+
+def test_a_job_is_tried_out_by_a_limit_a_cursor_and_a_dry_run(batchkit: Batchkit):
+    result = batchkit("run", "add", "n=100", "--limit", "10", "--after", "9", "--dry-run", "--json")
+
+    run = result.json
+    assert (0, 10, 9, True) == (result.code, run["limit"], run["after"], run["is_dry_run"])
+    assert (10, 10, {"sum": 145}) == (run["progress"]["done"], run["progress"]["total"], run["result"])
+    shown = batchkit("show", run["id"]).out
+    for part in ("10 items", "yes: every chunk is rolled back"):
+        assert part in shown
+    assert "it was a dry run, so nothing of that was kept" in batchkit("run", "add", "n=10", "--dry-run").out
+
+
+def test_the_same_key_gives_the_same_run(batchkit: Batchkit):
+    first = batchkit("start", "add", "n=100", "--key", "nightly", "--queue", "bulk")
+    again = batchkit("start", "add", "n=100", "--key", "nightly")
+
+    assert (0, "", first.out) == (first.code, first.err, again.out)
+    assert "has this key already; it is queued, and none was started" in again.err
+    assert "bulk" == batchkit("show", first.out.strip(), "--json").json["queue"]
+    worked = batchkit("run", "add", "n=100", "--key", "nightly")
+    assert (0, True) == (worked.code, f"run {first.out.strip()} of cliapp.add succeeded: 100 items" in worked.out)
+    assert "0 items done here (100 in all)" in batchkit("run", "add", "n=100", "--key", "nightly").out
+    assert "so it cannot start one with" in one_line_of(batchkit("start", "add", "n=5", "--key", "nightly"))
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--limit=0", "Invalid value for '--limit'"),
+        ("--after=x", "'x' is not a cursor of span()"),
+        ("--key=", "key is a text"),
+    ],
+)
+def test_terms_that_do_not_fit_are_told(batchkit: Batchkit, option: str, said: str):
+    result = batchkit("start", "add", "n=100", option)
+    assert 2 == result.code
+    assert said in result.err
+
+
+@pytest.mark.parametrize(
+    ("text", "cursor"),
+    [
+        ("7", 7),
+        ("x", "x"),
+        ('"7"', "7"),
+        ("[1, 2]", [1, 2]),
+        ('{"$date":"2026-11-24"}', dt.date(2026, 11, 24)),
+        (None, None),
+    ],
+)
+def test_a_cursor_is_json_or_else_text(text: str | None, cursor: object):
+    assert cursor == read_cursor(text)
 
 
 def test_a_run_that_fails_ends_with_1_and_tells_the_error_and_how_it_goes_on(batchkit: Batchkit):
