@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import typer
+from celery import Celery
+from sqlalchemy import Engine
 
 from batchkit import BatchKit
 from batchkit.cli import app
@@ -69,7 +71,7 @@ def _readme_blocks() -> list[str]:
 
 
 def test_the_readmes_kits_on_celery_and_rq_are_built_as_they_are_written(sqlite_url: str):
-    for block, queue in zip(_readme_blocks()[4:], ("CeleryQueue", "RQQueue"), strict=True):
+    for block, queue in zip(_readme_blocks()[5:], ("CeleryQueue", "RQQueue"), strict=True):
         names: dict[str, Any] = {}
         exec(block.replace("postgresql+psycopg://localhost/app", sqlite_url), names)  # noqa: S102  our own README
         with closing(names["kit"]) as kit:
@@ -78,7 +80,7 @@ def test_the_readmes_kits_on_celery_and_rq_are_built_as_they_are_written(sqlite_
 
 
 def test_the_readmes_app_works_as_it_is_written(tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch):
-    jobs, calls, failing, each, _, _ = _readme_blocks()
+    jobs, calls, starting, failing, each, _, _ = _readme_blocks()
     package = tmp_path / "readme_app"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -96,11 +98,32 @@ def test_the_readmes_app_works_as_it_is_written(tmp_path: Path, sqlite_url: str,
             tx.execute(module.User.__table__.insert(), [{"id": 1, "email": "A@EXAMPLE.COM", "domain": "example.com"}])
         exec(calls.replace("run.pause()", "run.pause().resume()"), vars(module))  # noqa: S102  our own README
         assert 1 == module.normalize_emails(domain="example.com").progress.done
+        vars(module)["engine"] = engine
+        exec(starting, vars(module))  # noqa: S102  our own README
+        assert [True, False, False] == [run.is_dry_run for run in kit.runs(limit=3)]
+        _check_page_on_starting(module, engine)
         exec(failing, vars(module))  # noqa: S102  our own README
         assert 1 == module.notify(domain="example.com").progress.done
         exec(each, vars(module))  # noqa: S102  our own README
         assert 1 == module.welcome(domain="example.com").progress.done
     sys.modules.pop("readme_app.jobs")
+
+
+def _check_page_on_starting(module: Any, engine: Engine) -> None:
+    """Run what docs/starting.md shows, in an app whose module is the README's."""
+    page = (_ROOT / "docs" / "starting.md").read_text()
+    *blocks, beat, rq = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for block in blocks:
+        exec(block, vars(module))  # noqa: S102  our own page
+    assert module.run.was_joined
+    assert module.trial.is_dry_run
+    with Celery("page", set_as_current=False) as module.celery:
+        exec(beat, vars(module))  # noqa: S102  the same
+        module.clean_nightly()
+        module.clean_nightly()
+        exec(rq, vars(module))  # noqa: S102  the same
+    nightly = [run for run in module.kit.runs() if "nightly" in run.history()[0].reason]
+    assert 1 == len(nightly), "it was called twice"
 
 
 def test_each_decision_has_its_parts():
