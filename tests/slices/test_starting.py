@@ -248,6 +248,21 @@ def test_a_chunk_that_starts_a_run_in_its_session_starts_it_with_its_commit(
     assert 1 == len(queue.woken)
 
 
+def test_a_run_that_a_chunk_starts_may_be_worked_at_once_after_that_chunk(database_url: str, done: Ledger):
+    kit = BatchKit(database_url, queue=InlineQueue())
+    kit.migrate()
+    child = job(numbers, work)
+
+    def start_child(chunk: Chunk[int]) -> None:
+        child.using(session=chunk.session, key=f"child of {chunk[0]}").start(n=chunk[0] + 1)
+
+    run = job(span(3), start_child, chunk_size=1).start()
+    assert (RunState.SUCCEEDED, 3) == (run.state, run.progress.done)
+    assert [RunState.SUCCEEDED] * 3 == [each.state for each in kit.runs(job=child.name)]
+    assert [0, 0, 0, 1, 1, 2] == done.items()
+    kit.close()
+
+
 def test_a_session_in_somebodys_transaction_wakes_up_once_that_is_committed(
     kit: BatchKit, queue: Recorded, done: Ledger
 ):

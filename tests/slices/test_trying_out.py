@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,7 @@ import pytest
 from sqlalchemy import Column, Integer, MetaData, String, Table, event, insert, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from batchkit import BatchKit, Chunk, Finish, RunState, csv_rows, items, rows, span
+from batchkit import BatchKit, Chunk, Finish, RunState, batched, csv_rows, items, rows, span
 from batchkit.errors import InvalidSource, InvalidStart, NoFailures, RunFailed
 from batchkit.job import JOBS
 from batchkit.model import Lease
@@ -18,6 +22,8 @@ from batchkit.sources import Estimate
 from batchkit.stopping import Stop
 from batchkit.using import Terms
 from tests.slices.conftest import Ledger, job, write
+
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 class Base(DeclarativeBase):
@@ -246,11 +252,16 @@ def test_nobody_is_told_of_a_commit_in_a_dry_run(database_url: str, done: Ledger
     event.listen(factory, "after_commit", lambda session: heard.append("commit"))
     kit = BatchKit(done.engine, queue=InlineQueue(), session_factory=factory)
     kit.migrate()
-    made = job(span(20), write, chunk_size=10)
+
+    def work(chunk: Chunk[int]) -> None:
+        write(chunk)
+        chunk.after_commit(lambda: heard.append("chunk"))
+
+    made = job(span(20), work, chunk_size=10)
     made.using(dry_run=True).start()
     assert ([], 0) == (heard, done.count())
     made.start()
-    assert (["commit"] * 2, 20) == (heard, done.count())
+    assert (["commit", "chunk"] * 2, 20) == (heard, done.count())
     kit.close()
 
 
@@ -367,3 +378,45 @@ def test_calling_a_job_raises_what_failed(kit: BatchKit, done: Ledger):
 
     with pytest.raises(RunFailed):
         job(span(10), work)()
+
+
+_KILLED = """
+import os, signal, sys
+from sqlalchemy import text
+from batchkit import BatchKit, batched, span
+from batchkit.queues import InlineQueue
+from batchkit.stopping import Stop
+
+kit = BatchKit(sys.argv[1], queue=InlineQueue())
+
+@batched(span(1000), name="tests.killed", chunk_size=10)
+def work(chunk):
+    chunk.connection.execute(text("INSERT INTO ledger VALUES (:item)"), [{"item": item} for item in chunk])
+    if chunk.number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+with Stop() as stop:
+    kit.work_run(sys.argv[2], stop=stop)
+"""
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_worker_that_is_killed_leaves_the_rest_of_the_limit(
+    kit: BatchKit, done: Ledger, database_url: str, dry_run: bool
+):
+    batched(span(1000), name="tests.killed", chunk_size=10)(write)
+    run = kit.start_run_here(JOBS["tests.killed"], "{}", Terms(limit=45, after=99, dry_run=dry_run))
+    killed = subprocess.run(
+        [sys.executable, "-c", _KILLED, database_url, run.id], cwd=_ROOT, check=False, timeout=60, env=_environment()
+    )
+    assert -signal.SIGKILL == killed.returncode
+    assert 20 == run.refresh().progress.done
+    (partition,) = run.partitions()
+    assert partition.worker is not None
+    kit.end_leases_of(partition.worker)
+    assert (RunState.SUCCEEDED, 45, 45) == (run.refresh().state, run.progress.done, run.progress.total)
+    assert ([] if dry_run else list(range(100, 145))) == done.items()
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(_ROOT)}
