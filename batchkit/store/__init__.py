@@ -58,6 +58,7 @@ class Store:
 
         Raises:
             InvalidStart: it writes to another database.
+            InvalidDatabase: each of its statements commits by itself.
         """
         run = self.database.tables.run
         try:
@@ -71,7 +72,11 @@ class Store:
                 f"the session is on {bind.engine.url.render_as_string(hide_password=True)}, but the kit keeps its runs "
                 f"in {self.database.url}, so one transaction cannot hold both; build the kit with the session's engine"
             )
-        return session.connection(bind_arguments={"clause": run})
+        tx = session.connection(bind_arguments={"clause": run})
+        if isinstance(bind, Engine) and bind.dialect.driver == self.database.engine.dialect.driver:
+            # Not where it was given a connection: the one of a chunk is in AUTOCOMMIT, and begun by ourselves.
+            self.database.check(tx)
+        return tx
 
     def close(self) -> None:
         """Close the pooled connections."""

@@ -69,6 +69,16 @@ class Database:
         """Tell whether *engine* leads to this database: to the same address, whatever its driver and user are."""
         return engine is self.engine or _address(engine.url) == _address(self.engine.url)
 
+    def check(self, connection: Connection) -> None:
+        """
+        Refuse a connection of the user's that is in no transaction.
+
+        Raises:
+            InvalidDatabase: each of its statements commits by itself.
+        """
+        if not self.dialect.has_one_writer:
+            self.dialect.check(_driver(connection))
+
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from batchkit import BatchKit, Chunk, RunState, span
 from batchkit.errors import (
+    InvalidDatabase,
     InvalidJob,
     InvalidParams,
     InvalidStart,
@@ -173,6 +174,17 @@ def test_a_session_on_another_database_is_refused(kit: BatchKit, queue: Recorded
         job(numbers, work).using(session=unbound).start()
     assert [] == kit.runs()
     engine.dispose()
+
+
+def test_a_session_without_transactions_is_refused(server_url: str):
+    engine = create_engine(server_url)
+    kit = BatchKit(engine, queue=Recorded())
+    kit.migrate()
+    alone = engine.execution_options(isolation_level="AUTOCOMMIT")
+    with Session(alone) as session, pytest.raises(InvalidDatabase, match="AUTOCOMMIT"):
+        job(numbers, work).using(session=session).start()
+    assert [] == kit.runs()
+    kit.close()
 
 
 def test_a_pool_that_has_nothing_left_does_not_keep_a_commit_waiting(database_url: str):
