@@ -254,7 +254,12 @@ class Run:
         return self.refresh()
 
     def rerun(self) -> Run:
-        """Start a new run of the same job with the same params, from the beginning."""
+        """
+        Start a new run of the same job with the same params and the same `limit`, `after` and `dry_run`.
+
+        Raises:
+            RunActive: another unfinished run has its unique key.
+        """
         return self._control.rerun(self.id)
 
     def failures(self, *, after: int = 0, limit: int = 1000) -> Sequence[Failure]:

@@ -27,7 +27,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop them: unfinished dry runs and limited ones are cancelled first, or they would go on as real ones."""
+    """Drop them. Cancel what dry runs have not ended before that: they would go on as real ones."""
     drop_index("ix_batchkit_run_active_key", "batchkit_run")
     for name in ("is_dry_run", "item_limit", "start_after", "active_key", "unique_key"):
         drop_column(name, "batchkit_run")
