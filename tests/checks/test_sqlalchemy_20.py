@@ -31,9 +31,9 @@ def test_type_checkers_agree_on_sqlalchemy_20(python_with_20: Path):
     run(_SCRIPTS / "mypy", "--python-executable", python_with_20, "--follow-imports=silent", "tests/typing")
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(900)
 def test_chunks_and_sources_work_on_sqlalchemy_20(python_with_20: Path):
-    # Several at once: on three databases they wait for servers and processes most of the time.
-    options = ("-q", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadgroup")
+    # Without MySQL, whose driver SQLAlchemy meets in the same way: what differs between releases is not the dialect.
+    options = ("-q", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadgroup", "-k", "not mysql")
     said = run(python_with_20, "-m", "pytest", *options, "tests/slices", "tests/unit/sources")
     assert " passed" in said.splitlines()[-1]
