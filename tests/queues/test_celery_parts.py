@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 
 import pytest
-from celery import Celery
+from celery import Celery, signals
 from celery.exceptions import Retry
 
-from batchkit import span
+from batchkit import BatchKit, span
 from batchkit.job import JOBS
+from batchkit.queues import CeleryQueue
 from batchkit.queues.celery import sweeper as sweeping
 from batchkit.queues.celery.message import CeleryMessage
 from batchkit.queues.celery.sweeper import Sweeper
@@ -97,3 +99,20 @@ def test_a_message_comes_again_for_as_long_as_the_database_is_away(app: Celery):
             message.again(10)
     finally:
         task.pop_request()
+
+
+def test_a_task_is_sent_to_the_queue_of_its_job(app: Celery, sqlite_url: str):
+    """Also where the app sends the task itself; and without the attribute of tasks that Celery is to drop."""
+    made = job(span(1), write, queue="bulk")
+    with closing(BatchKit(sqlite_url, queue=CeleryQueue(app))):
+        sent: list[str] = []
+
+        def note(routing_key: str, **_: object) -> None:
+            sent.append(routing_key)
+
+        app.finalize()
+        signals.before_task_publish.connect(note, sender=made.name)
+        app.tasks[made.name].delay()
+        app.tasks[made.name].apply_async(queue="other")
+        made.s().apply_async()
+    assert ["bulk", "other", "bulk"] == sent

@@ -150,7 +150,6 @@ class CeleryQueue:
         if not function.__name__.isidentifier():
             _logger.warning("%s is no task of Celery's: workers cannot import a %s", job.name, function.__name__)
             return None
-        options: dict[str, Any] = {} if job.options.queue == _DEFAULT else {"queue": job.options.queue}
         task = self._app.task(
             name=job.name,
             lazy=False,
@@ -158,8 +157,10 @@ class CeleryQueue:
             # A late acknowledgement would have the broker deliver running slices again, which the store prevents.
             acks_late=False,
             max_retries=None,
-            **options,
         )(function)
+        if job.options.queue != _DEFAULT:
+            # Where `apply_async` keeps what it sends with; the attribute `queue` of tasks is deprecated.
+            task._exec_options = {**task._get_exec_options(), "queue": job.options.queue}  # noqa: SLF001
         self._adopt(task)
         return task
 
