@@ -20,8 +20,10 @@ from batchkit import BatchKit, Chunk, RunState, span
 from batchkit.errors import InvalidDatabase
 from batchkit.model import NewRun
 from batchkit.queues import InlineQueue
+from batchkit.states import PartitionState
 from batchkit.store import Clock, Store, tables
 from batchkit.store.dialects import Fault, MySql
+from batchkit.store.statements import Statements
 from batchkit.store.tables import VERSION_TABLE
 from tests.servers.locks import anybody_waits
 from tests.servers.mariadb import MariaDbServer
@@ -300,3 +302,27 @@ def test_a_schema_is_a_database_of_its_own(mysql_url: str, mariadb_server: Maria
         assert {"ledger", "quarrel"} == set(inspect(done.engine).get_table_names())
     finally:
         mariadb_server.drop_database(name)
+
+
+def test_updates_of_one_row_find_it_by_its_id_and_by_no_other_index(mysql_url: str):
+    with closing(Bench(mysql_url)) as bench:
+        run_id = bench.start()
+        (wake_up,) = bench.store.runs.waiting(run_id)
+        lease = bench.claim(run_id)
+        statements = Statements(bench.store.database.tables, bench.store.database.clock)
+        updates = [
+            statements.lock_run(run_id),
+            statements.claim(run_id, 0, holder="holder", worker="worker", seconds=10),
+            statements.renew(lease),
+            statements.release(lease, state=PartitionState.FINAL, delay=0),
+            statements.take_resend(wake_up, patience=20),
+            statements.begin_announcing(run_id, seconds=20),
+            statements.keep_announcing(run_id, seconds=20),
+            statements.take_announcement_resend(run_id, patience=20),
+        ]
+        engine = bench.store.database.engine
+        with engine.connect() as connection:
+            for update in updates:
+                compiled = update.compile(engine)  # type: ignore[attr-defined]
+                plan = connection.exec_driver_sql(f"EXPLAIN {compiled}", compiled.construct_params()).mappings().one()
+                assert "PRIMARY" == plan["key"], compiled
