@@ -91,7 +91,7 @@ def _never(*_: object) -> None:
 def test_a_message_comes_again_for_as_long_as_the_database_is_away(app: Celery):
     """However few retries the task has: there is no other trace of the run that it starts."""
     made = job(span(1), write)
-    task = app.task(name=made.name, max_retries=3)(made)
+    task = app.task(name=made.name, max_retries=3, shared=False)(made)
     task.push_request(id="m", called_directly=False, retries=50, args=[], kwargs={}, delivery_info={})
     try:
         message = CeleryMessage(task, JOBS[made.name], send=_never, on_told=_never)
