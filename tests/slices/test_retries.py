@@ -1,21 +1,16 @@
-"""What may pass is tried again: faults of the database in any case, other errors as the job's policy says."""
+"""What the job's policy names is tried again."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing
 from typing import Any
 
 import pytest
 import tenacity
-from sqlalchemy import Engine, text
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed, wait_none
 
 from batchkit import BatchKit, Chunk, RunState, span
 from batchkit.errors import InvalidJob
 from batchkit.job import JOBS
-from batchkit.queues import InlineQueue
 from batchkit.slicing import Ending
 from batchkit.stopping import Stop
 from tests.slices.conftest import Ledger, job, write
@@ -113,86 +108,3 @@ def test_a_long_wait_is_no_chunk_that_hangs(kit: BatchKit, done: Ledger):
 def test_what_is_no_policy_is_refused(retry: Any):
     with pytest.raises(InvalidJob, match="Retrying"):
         job(span(1), write, retry=retry)
-
-
-# Faults of the database, each provoked for real
-
-
-@pytest.fixture
-def postgres_kit(postgres_url: str) -> Iterator[BatchKit]:
-    """Give a kit on PostgreSQL."""
-    with closing(BatchKit(postgres_url, queue=InlineQueue())) as made:
-        made.migrate()
-        yield made
-
-
-@pytest.fixture
-def postgres_done(postgres_url: str) -> Iterator[Ledger]:
-    """Give the ledger on PostgreSQL, and two rows to fight about."""
-    made = Ledger(postgres_url)
-    with made.engine.begin() as tx:
-        tx.execute(text("CREATE TABLE row_of (name TEXT PRIMARY KEY, value INTEGER NOT NULL)"))
-        tx.execute(text("INSERT INTO row_of VALUES ('a', 0), ('b', 0)"))
-    yield made
-    made.engine.dispose()
-
-
-_UPDATE = text("UPDATE row_of SET value = value + 1 WHERE name = :name")
-
-
-def _deadlock(chunk: Chunk[int], engine: Engine) -> None:
-    """Lock a, then want b, which another has who wants a."""
-    # Superusers only: the other is never the victim.
-    chunk.connection.execute(_UPDATE, {"name": "a"})
-    has_b = threading.Event()
-
-    def other() -> None:
-        with engine.begin() as tx:
-            tx.execute(text("SET LOCAL deadlock_timeout = '1h'"))
-            tx.execute(_UPDATE, {"name": "b"})
-            has_b.set()
-            tx.execute(_UPDATE, {"name": "a"})
-
-    threading.Thread(target=other).start()
-    assert has_b.wait(10)
-    chunk.connection.execute(_UPDATE, {"name": "b"})
-
-
-def _lock_timeout(chunk: Chunk[int], engine: Engine) -> None:
-    """Wait for a row that another has locked."""
-    chunk.connection.execute(text("SET LOCAL lock_timeout = '10ms'"))
-    with engine.begin() as tx:
-        tx.execute(_UPDATE, {"name": "a"})
-        chunk.connection.execute(_UPDATE, {"name": "a"})
-
-
-def _serialization_failure(chunk: Chunk[int], engine: Engine) -> None:
-    """Change what another has changed since the transaction's snapshot."""
-    chunk.connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
-    chunk.connection.execute(text("SELECT * FROM row_of"))
-    with engine.begin() as tx:
-        tx.execute(_UPDATE, {"name": "a"})
-    chunk.connection.execute(_UPDATE, {"name": "a"})
-
-
-def _lost_connection(chunk: Chunk[int], engine: Engine) -> None:
-    """Lose the session to an administrator."""
-    pid = chunk.connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
-    with engine.begin() as tx:
-        tx.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
-    chunk.connection.execute(text("SELECT 1"))
-
-
-@pytest.mark.parametrize("fault", [_deadlock, _lock_timeout, _serialization_failure, _lost_connection])
-def test_a_fault_of_the_database_is_tried_again(
-    postgres_kit: BatchKit, postgres_done: Ledger, fault: Callable[[Chunk[int], Engine], None]
-):
-    def work(chunk: Chunk[int]) -> None:
-        if chunk.number == 2 and chunk.attempt == 1:
-            fault(chunk, postgres_done.engine)
-        write(chunk)
-
-    run = job(span(30), work, chunk_size=10).start()
-    assert (RunState.SUCCEEDED, 30, 0) == (run.state, run.progress.done, run.progress.failed), run.error
-    assert 1 == run.retries
-    assert list(range(30)) == postgres_done.items()
