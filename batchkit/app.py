@@ -60,10 +60,10 @@ class BatchKit:
         schema: the schema that holds batchkit's tables.
         session_factory: makes the sessions of chunks, such as your `sessionmaker`. Where it is bound to another
             database than *database*, a chunk and its checkpoint cannot commit together, and runs say `at-least-once`.
-
-        grace: how long your platform waits between SIGTERM and SIGKILL: seconds, a timedelta, or one of docker, ecs,
-            fly, heroku, kubernetes, render, systemd. Without it: the environment variable BATCHKIT_GRACE_SECONDS.
-            Where it is known, a chunk that would outlive it is rolled back in time and its run handed on.
+        grace: how long your platform waits between SIGTERM and SIGKILL: seconds, a timedelta, or the name of a
+            platform (docs/platforms.md), such as heroku or kubernetes. Without it: the environment variable
+            BATCHKIT_GRACE_SECONDS. Where it is known, a chunk that would outlive it is rolled back in
+            time and its run handed on.
 
     Raises:
         InvalidDatabase: the database cannot keep batchkit's promises, or its driver is missing.

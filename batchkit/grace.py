@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 
 from batchkit.durations import Duration, seconds
 from batchkit.errors import InvalidGrace
+from batchkit.platforms import PLATFORMS, Platform
 
 VARIABLE = "BATCHKIT_GRACE_SECONDS"
-
-#: What platforms give where nothing else was set, in seconds, as their documents say.
-PRESETS: Mapping[str, float] = {
-    "docker": 10.0,
-    "ecs": 30.0,
-    "fly": 5.0,
-    "heroku": 30.0,
-    "kubernetes": 30.0,
-    "render": 30.0,
-    "systemd": 90.0,
-}
 
 #: The part of the grace that is left for giving back and going, at least so many seconds.
 _SPARE_SECONDS = 2.0
@@ -28,20 +17,20 @@ _SPARE_SHARE = 0.2
 
 def grace_seconds(given: Duration | str | None) -> float | None:
     """
-    Give the grace in seconds: *given*, a duration or the name of a preset, else BATCHKIT_GRACE_SECONDS, else None.
+    Give the grace in seconds: *given*, a duration or the name of a platform, else BATCHKIT_GRACE_SECONDS, else None.
 
     It is never guessed from the platform: a chunk that is cut short too late is killed, one too early is done twice.
 
     Raises:
-        InvalidGrace: it is no duration and no name that is known.
+        InvalidGrace: it is no duration and no name that is known, or the platform's own cannot be told.
     """
     value = given if given is not None else os.environ.get(VARIABLE)
     if value is None or value == "":
         return None
     if not isinstance(value, str):
         return _checked(value)
-    if value in PRESETS:
-        return PRESETS[value]
+    if value in PLATFORMS:
+        return _of_platform(PLATFORMS[value])
     try:
         return _checked(float(value))
     except ValueError:
@@ -53,6 +42,15 @@ def working_seconds(grace: float) -> float:
     return max(0.0, grace - max(_SPARE_SECONDS, _SPARE_SHARE * grace))
 
 
+def _of_platform(platform: Platform) -> float:
+    if platform.grace is None:
+        raise InvalidGrace(
+            f"what {platform.name} gives by itself is too little to count on; set {platform.setting}, "
+            f"and say the same number of seconds as grace=... or {VARIABLE}"
+        )
+    return platform.grace
+
+
 def _checked(value: Duration) -> float:
     try:
         return seconds(value, name="grace")
@@ -62,6 +60,6 @@ def _checked(value: Duration) -> float:
 
 def _invalid(value: object) -> InvalidGrace:
     return InvalidGrace(
-        f"the grace {value!r} is neither seconds, nor a timedelta, nor one of {', '.join(PRESETS)}; "
+        f"the grace {value!r} is neither seconds, nor a timedelta, nor one of {', '.join(PLATFORMS)}; "
         f"say how long your platform waits between SIGTERM and SIGKILL, as grace=... or {VARIABLE}"
     )

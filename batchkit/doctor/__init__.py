@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -9,8 +10,10 @@ from batchkit.app import BatchKit
 from batchkit.doctor.database import check_database
 from batchkit.doctor.findings import Finding, Level, not_checked
 from batchkit.doctor.jobs import RECENT_SECONDS, grace_findings, place_findings, stuck_findings
+from batchkit.doctor.platform import platform_findings
 from batchkit.doctor.runs import UNSWEPT_SECONDS, WAITED_SECONDS, backlog_findings
 from batchkit.job import Definition
+from batchkit.platforms import platform_of
 
 __all__ = ["Finding", "Level", "examine"]
 
@@ -67,6 +70,7 @@ class _Examination:
         yield from backlog_findings(backlog, queue=self._queue_kind, keeps_messages=self._kit.queue.keeps_messages)
 
     def _of_jobs(self) -> Iterator[Finding]:
+        yield from platform_findings(platform_of(os.environ), grace=self._kit.grace)
         yield from grace_findings(self._jobs, self._chunk_seconds, grace=self._kit.grace)
         yield from stuck_findings(self._jobs, self._chunk_seconds)
         yield from place_findings(self._jobs, crosses_processes=self._kit.queue.crosses_processes)

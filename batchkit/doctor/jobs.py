@@ -17,17 +17,6 @@ def grace_findings(
 ) -> Iterator[Finding]:
     """Look whether the last chunk of each job would have ended within the grace."""
     if grace is None:
-        yield Finding(
-            check="grace-unknown",
-            level=Level.INFO,
-            subject=VARIABLE,
-            problem="Nobody said how long the platform waits between SIGTERM and SIGKILL.",
-            danger=(
-                "A chunk that takes longer is killed, and its run waits for the lease to end, instead of being rolled "
-                "back in time and handed on."
-            ),
-            mend=f'Set {VARIABLE} on the workers, or say BatchKit(..., grace="heroku") or seconds.',
-        )
         return
     may_take = working_seconds(grace)
     for job in jobs:

@@ -18,9 +18,10 @@ from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool, StaticPool
 
 from batchkit import BatchKit, Chunk, batched, span
-from batchkit.doctor import Finding, Level, broker, celery, database, examine, jobs, redis, rq, runs
+from batchkit.doctor import Finding, Level, broker, celery, database, examine, jobs, platform, redis, rq, runs
 from batchkit.errors import DatabaseUnavailable
 from batchkit.job import JOBS, Definition
+from batchkit.platforms import PLATFORMS
 from batchkit.queues import CeleryQueue, InlineQueue
 from batchkit.store import Backlog, ClockOffset, Server, Store
 
@@ -77,13 +78,16 @@ def test_every_text_is_a_sentence():
         *database.clock_findings(ClockOffset(-3.0, 0.1), subject="db"),
         *database.pool_findings(1, slices_at_once=1, subject="db"),
         *jobs.grace_findings([NIGHTLY], {"doctor.nightly": 60.0}, grace=30.0),
-        *jobs.grace_findings([NIGHTLY], {}, grace=None),
+        *platform.platform_findings(None, grace=None),
+        *platform.platform_findings(PLATFORMS["railway"], grace=None),
+        *platform.platform_findings(PLATFORMS["fly"], grace=None),
+        *platform.platform_findings(PLATFORMS["heroku"], grace=60.0),
         *runs.backlog_findings(Backlog(1, 90.0, 1), queue="RQQueue", keeps_messages=True),
         *rq.eaten_findings([EATEN]),
         *rq.version_findings("4.0"),
     ]
 
-    assert 16 == len(findings)
+    assert 19 == len(findings)
     for finding in findings:
         for text in (finding.problem, finding.danger, finding.mend):
             assert text[0].isupper() or text[0].isdigit() or text.startswith("batchkit"), text
@@ -175,7 +179,7 @@ def test_a_pool_that_is_too_small_for_the_slices_is_found(
         (23.9, 30.0, []),
         (24.0, 30.0, [("chunk-longer-than-grace", Level.FAIL)]),
         (0.1, 2.0, [("chunk-longer-than-grace", Level.FAIL)]),
-        (500.0, None, [("grace-unknown", Level.INFO)]),
+        (500.0, None, []),
     ],
 )
 def test_a_chunk_that_does_not_fit_the_grace_is_found(
@@ -200,6 +204,23 @@ def test_a_job_of_the_main_script_is_found_where_workers_are_other_processes():
 
     assert "job-in-main" == only(jobs.place_findings([NIGHTLY, job], crosses_processes=True)).check
     assert [] == list(jobs.place_findings([NIGHTLY, job], crosses_processes=False))
+
+
+# The platform
+
+
+def test_a_grace_that_nobody_has_said_is_found_with_what_this_platform_gives():
+    assert [("grace-unknown", Level.INFO)] == levels(platform.platform_findings(None, grace=None))
+    assert 'grace="render"' in only(platform.platform_findings(PLATFORMS["render"], grace=None)).mend
+    mend = only(platform.platform_findings(PLATFORMS["railway"], grace=None)).mend
+    assert "RAILWAY_DEPLOYMENT_DRAINING_SECONDS" in mend
+
+
+def test_a_grace_that_the_platform_cannot_give_is_found():
+    assert [] == list(platform.platform_findings(PLATFORMS["heroku"], grace=30.0))
+    assert "30 s at most" in only(platform.platform_findings(PLATFORMS["heroku"], grace=31.0)).problem
+    assert [] == list(platform.platform_findings(PLATFORMS["kubernetes"], grace=3600.0))
+    assert [] == list(platform.platform_findings(None, grace=3600.0))
 
 
 # The runs
