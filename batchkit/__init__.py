@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from batchkit.sizing import Adaptive
     from batchkit.sources import Source, csv_rows, items, json_lines, rows, span
     from batchkit.states import RunState
+    from batchkit.throttle import Throttle
 
 _HOMES = {
     "Adaptive": "batchkit.sizing",
@@ -37,6 +38,7 @@ _HOMES = {
     "RunError": "batchkit.model",
     "RunState": "batchkit.states",
     "Source": "batchkit.sources",
+    "Throttle": "batchkit.throttle",
     "Transition": "batchkit.model",
     "batched": "batchkit.decorator",
     "csv_rows": "batchkit.sources",
@@ -63,6 +65,7 @@ __all__ = [
     "RunError",
     "RunState",
     "Source",
+    "Throttle",
     "Transition",
     "batched",
     "csv_rows",

@@ -17,6 +17,7 @@ from batchkit.params import check_same_params, params_signature, signature_of
 from batchkit.run import Run
 from batchkit.sizing import Adaptive
 from batchkit.sources.base import Source
+from batchkit.throttle import Throttle
 from batchkit.using import Terms, Using
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class _Batched:
         unique: bool | Callable[..., object] = ...,
         retry: Retrying | None = None,
         max_failures: float = ...,
+        throttle: Throttle | None = None,
         version: str | int | None = None,
         describe_item: Callable[[T], object] | None = None,
         finish: Callable[Concatenate[Finish, P], object] | None = None,
@@ -67,6 +69,7 @@ class _Batched:
         unique: bool | Callable[..., object] = ...,
         retry: Retrying | None = None,
         max_failures: float = ...,
+        throttle: Throttle | None = None,
         version: str | int | None = None,
         describe_item: Callable[[T], object] | None = None,
         finish: Callable[[Finish], object] | None = None,
@@ -84,6 +87,7 @@ class _Batched:
         unique: bool | Callable[..., object] = False,
         retry: Retrying | None = None,
         max_failures: float = 0,
+        throttle: Throttle | None = None,
         version: str | int | None = None,
         describe_item: Callable[[Any], object] | None = None,
         finish: Callable[..., object] | None = None,
@@ -109,6 +113,8 @@ class _Batched:
                 of the run's own database are tried again in any case.
             max_failures: how many items may fail before the run does: a number, or a share (0.01) of the items that
                 were tried, which is judged from 100 items on. By default the first that fails does.
+            throttle: `Throttle(rate=1000)` for at most so many items per second over the whole run, and
+                `Throttle(hold=...)` for what gives the run back for a while, such as a database in need.
             version: change it when runs that are unfinished must not go on with this code, such as when `chunk.carry`
                 means something else; they wait and say so, until `resume(accept=True)` or workers of their version.
             describe_item: gives what is recorded of an item that failed, such as its id; by default its `repr`, or the
@@ -132,6 +138,7 @@ class _Batched:
             unique=unique,
             retry=retry,
             max_failures=max_failures,
+            throttle=throttle,
             version=version,
             describe_item=describe_item,
             finish=finish,
@@ -151,6 +158,7 @@ class _Batched:
         unique: bool | Callable[..., object] = ...,
         retry: Retrying | None = None,
         max_failures: float = ...,
+        throttle: Throttle | None = None,
         version: str | int | None = None,
         describe_item: Callable[[T], object] | None = None,
         finish: Callable[Concatenate[Finish, P], object] | None = None,
@@ -169,6 +177,7 @@ class _Batched:
         unique: bool | Callable[..., object] = ...,
         retry: Retrying | None = None,
         max_failures: float = ...,
+        throttle: Throttle | None = None,
         version: str | int | None = None,
         describe_item: Callable[[T], object] | None = None,
         finish: Callable[[Finish], object] | None = None,
@@ -186,6 +195,7 @@ class _Batched:
         unique: bool | Callable[..., object] = False,
         retry: Retrying | None = None,
         max_failures: float = 0,
+        throttle: Throttle | None = None,
         version: str | int | None = None,
         describe_item: Callable[[Any], object] | None = None,
         finish: Callable[..., object] | None = None,
@@ -213,6 +223,7 @@ class _Batched:
             unique=unique,
             retry=retry,
             max_failures=max_failures,
+            throttle=throttle,
             version=version,
             describe_item=describe_item,
             finish=finish,
@@ -235,6 +246,7 @@ def _decorator(
     unique: bool | Callable[..., object],
     retry: Retrying | None,
     max_failures: float,
+    throttle: Throttle | None,
     version: str | int | None,
     describe_item: Callable[[Any], object] | None,
     finish: Callable[..., object] | None,
@@ -251,6 +263,7 @@ def _decorator(
         ),
         queue=_checked_name(queue, "queue"),
         max_failures=_checked_max_failures(max_failures),
+        throttle=_checked_throttle(throttle),
         unique=unique,
         retry=_checked_retry(retry),
         version=_checked_version(version),
@@ -378,6 +391,12 @@ def _checked_max_failures(max_failures: object) -> float:
     if isinstance(max_failures, float) and not max_failures <= 1:
         raise InvalidJob(f"max_failures={max_failures!r} is more than all items; write an int for a number of items")
     return max_failures
+
+
+def _checked_throttle(throttle: object) -> Throttle | None:
+    if throttle is None or isinstance(throttle, Throttle):
+        return throttle
+    raise InvalidJob(f"throttle is a Throttle(rate=..., hold=...), such as Throttle(rate=1000): got {throttle!r}")
 
 
 def _check_unique(unique: object, params: Signature) -> None:

@@ -14,6 +14,7 @@ from batchkit.params import pack, unpack
 from batchkit.run import Run
 from batchkit.sizing import Adaptive
 from batchkit.sources.base import Source
+from batchkit.throttle import Throttle
 from batchkit.using import NO_TERMS, AnySession, IfActive, Terms, Using
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class Options:
     retry: Retrying | None = None
     #: what a run must have begun with to go on with this code
     version: str | int | None = None
+    #: how fast a run may be worked, and what holds it off
+    throttle: Throttle | None = None
     #: what is shown of an item that failed
     describe_item: Callable[[Any], object] | None = None
 

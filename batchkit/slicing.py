@@ -33,6 +33,7 @@ from batchkit.isolation import ChunkFailed, Failed, Isolation, Read, Refused
 from batchkit.job import Definition
 from batchkit.lease_timer import LeaseTimer
 from batchkit.model import Checkpoint, Lease, Position, Standing
+from batchkit.pacing import HeldBack, Pace
 from batchkit.planning import (
     Cursors,
     bounded,
@@ -82,6 +83,8 @@ class Ending(enum.Enum):
     FAILED = "failed"
     #: the lease was over; what was not committed was rolled back
     LOST = "lost"
+    #: its throttle held it back; the run goes on by itself
+    HELD = "held"
     #: this worker's code does not fit the run; it was left to others
     DECLINED = "declined"
 
@@ -170,6 +173,9 @@ class _Slice:
         self._idle = lease.seconds
         self._cpu_at_checkpoint = time.process_time()
         self._isolation = Isolation(job, around.store, _sizing(lease, job, around))
+        self._pace = None if job.options.throttle is None else Pace(job.options.throttle, around.store)
+        #: how long the chunk in flight has waited for the rate
+        self._waited = 0.0
         self._chunk_began = time.perf_counter()
         #: what the function wants called once the chunk in flight is known to be committed
         self._after_commit: Sequence[Callable[[], object]] = ()
@@ -199,8 +205,8 @@ class _Slice:
     def _end_after(self, error: Exception) -> Outcome:
         """Give the partition back as *error* asks for; whatever goes wrong with that is for the lease to settle."""
         try:
-            if isinstance(error, _Declined):
-                return self._decline(error)
+            if isinstance(error, _Declined | HeldBack):
+                return self._decline(error) if isinstance(error, _Declined) else self._hold(error)
             if isinstance(error, _Stopped):
                 return self._interrupt(str(self._around.stop.reason))
             if self._is_away(error):
@@ -290,6 +296,7 @@ class _Slice:
 
     def _chunk(self, reading: _Reading) -> Standing | None:
         """Work the next chunk; None where there is none."""
+        self._keep_pace()
         self._timer.chunk_begins()
         self._cutter.chunk_begins()
         self._isolation.begin()
@@ -315,7 +322,7 @@ class _Slice:
             transaction.keep_nothing_of_dry_run()
             self._isolation.record(transaction, self._lease, failed, done=done)
             self._isolation.resolve(transaction, chunk, read)
-            checkpoint = self._checkpoint(cursor, chunk, seconds=time.perf_counter() - began)
+            checkpoint = self._checkpoint(cursor, chunk, seconds=time.perf_counter() - began + self._waited)
             moved, standing = transaction.checkpoint(self._around.store.leases, self._lease, checkpoint)
             with self._blaming_items(read):
                 transaction.commit()
@@ -324,6 +331,24 @@ class _Slice:
             raise
         self._moved_on(moved)
         return standing
+
+    def _keep_pace(self) -> None:
+        """Ask the holds and wait for the rate, before anything of the chunk is counted or locked."""
+        if self._pace is None:
+            return
+        # A hold that hangs is a chunk that hangs: its lease is not renewed for ever, and the grace cuts it short.
+        self._timer.chunk_begins()
+        self._cutter.chunk_begins()
+        try:
+            self._pace.ask(self._lease, is_to_raise=self._is_no_fault_of_holds)
+        finally:
+            self._cutter.chunk_ends()
+        self._waited = self._pace.reserve(self._lease, self._isolation.limit)
+        if self._waited and self._rest(self._waited):
+            raise _Stopped
+
+    def _is_no_fault_of_holds(self, error: Exception) -> bool:
+        return self._around.stop.is_interruption(error) or self._is_away(error)
 
     def _call(self, chunk: Chunk[Any], params: Mapping[str, object]) -> None:
         with at_hand(chunk):
@@ -626,6 +651,13 @@ class _Slice:
         self._around.store.leases.release(self._lease, reason=reason, is_interrupt=False)
         return self._outcome(Ending.REQUESTED)
 
+    def _hold(self, held: HeldBack) -> Outcome:
+        self._around.store.leases.release(
+            self._lease, reason=held.reason, delay=held.seconds, is_interrupt=False, is_waiting=True
+        )
+        _logger.info("a run is held", extra={"run_id": self._lease.run_id, "reason": held.reason})
+        return self._outcome(Ending.HELD)
+
     def _decline(self, declined: _Declined) -> Outcome:
         reason = safe_text(declined.error)
         self._around.store.leases.release(
@@ -694,7 +726,8 @@ class _Declined(Exception):
 
 
 def _sizing(lease: Lease, job: Definition, around: Surroundings) -> Sizing:
-    wanted = job.options.chunk_size
+    throttle = job.options.throttle
+    wanted = job.options.chunk_size if throttle is None else throttle.capped(job.options.chunk_size)
     if isinstance(wanted, int):
         return FixedSizing(wanted)
     longest = [lease.seconds / 3]

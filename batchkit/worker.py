@@ -96,7 +96,9 @@ class Worker:
         """
         outcome = None
         while not stop.requested:
-            numbers = self.store.leases.claimable_in(run_id)
+            # What was held back is held until it is due; what waits for another reason is taken at once.
+            is_held = outcome is not None and outcome.ending is Ending.HELD
+            numbers = self.store.leases.claimable_in(run_id, is_due=is_held)
             for number in numbers:
                 worked = self.work_partition(run_id, number, stop=stop, watch=watch, is_sliced=False)
                 outcome = worked or outcome
@@ -105,7 +107,8 @@ class Worker:
             if numbers:
                 continue
             state = self.store.runs.load(run_id).state
-            if state not in {RunState.QUEUED, RunState.RUNNING} or not waits_for_others:
+            waits = waits_for_others or (is_held and state is RunState.QUEUED)
+            if state not in {RunState.QUEUED, RunState.RUNNING} or not waits:
                 return outcome
             if run_id in self.store.runs.unattended(limit=1, run_id=run_id):
                 self.store.runs.settle_unattended(run_id)

@@ -14,6 +14,7 @@ from batchkit.store.failures import Failures
 from batchkit.store.health import Backlog, ClockOffset, Health
 from batchkit.store.leases import Leases
 from batchkit.store.outbox import Tx, after_commit, session_itself
+from batchkit.store.rates import Rates
 from batchkit.store.runs import Runs
 from batchkit.store.schema import Schema
 from batchkit.store.tables import tables
@@ -29,6 +30,7 @@ __all__ = [
     "Health",
     "HeldConnection",
     "Leases",
+    "Rates",
     "Runs",
     "Schema",
     "Server",
@@ -51,6 +53,7 @@ class Store:
         self.leases = Leases(self.database, self.runs)
         self.failures = Failures(self.database)
         self.health = Health(self.database)
+        self.rates = Rates(self.database)
 
     def connection_of(self, session: Session) -> Tx:
         """

@@ -51,10 +51,13 @@ class Leases:
         with self._database.reading() as tx:
             return [(RunId(run_id), number) for run_id, number in tx.execute(statement)]
 
-    def claimable_in(self, run_id: RunId) -> list[int]:
-        """Find partitions of one run that can be claimed now."""
+    def claimable_in(self, run_id: RunId, *, is_due: bool = False) -> list[int]:
+        """Find partitions of one run that can be claimed now; with *is_due*, those only that are due."""
+        statement = self._statements.claimable_in(run_id)
+        if is_due:
+            statement = statement.where(self._database.tables.partition.c.due_at <= self._database.clock.now())
         with self._database.reading() as tx:
-            return list(tx.execute(self._statements.claimable_in(run_id)).scalars())
+            return list(tx.execute(statement).scalars())
 
     def claim(
         self, run_id: RunId, number: int, *, worker: str, seconds: float, wake_no: int | None = None
@@ -193,10 +196,19 @@ class Leases:
                 tx.execute(self._statements.lengthen(lease))
 
     def release(
-        self, lease: Lease, *, is_exhausted: bool = False, reason: str, delay: float = 0.0, is_interrupt: bool = True
+        self,
+        lease: Lease,
+        *,
+        is_exhausted: bool = False,
+        reason: str,
+        delay: float = 0.0,
+        is_interrupt: bool = True,
+        is_waiting: bool = False,
     ) -> RunState:
         """
         Give a partition back and settle its run if this was its last live lease; give the run's state.
+
+        With *is_waiting*, the reason is shown as what the run waits for, where all of it waits.
 
         Raises:
             LeaseLost: the lease is over already, and nothing was changed.
@@ -204,9 +216,12 @@ class Leases:
         with self._database.transaction() as tx:
             self._runs.lock(tx, lease.run_id)
             self._give_back(tx, lease, is_final=is_exhausted, delay=delay)
-            return self._runs.settle(
+            state = self._runs.settle(
                 tx, lease.run_id, reason=reason, worker=None, is_interrupt=is_interrupt and not is_exhausted
             )
+            if is_waiting and state is RunState.QUEUED:
+                tx.execute(self._statements.explain_waiting(lease.run_id, reason))
+            return state
 
     def end_leases_of(self, worker: str, run_id: RunId) -> RunState:
         """End the leases of a worker that is known to be gone on a run at once; give the run's state."""

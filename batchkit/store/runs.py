@@ -442,7 +442,15 @@ class Runs:
             state: RunState = run["state"]
             check_transition(run_id, state, ending)
             if state is not RunState.RUNNING:
-                self.change_state(tx, run_id, state, ending, reason=f"{wanted} requested", **self._ending(ending))
+                self.change_state(
+                    tx,
+                    run_id,
+                    state,
+                    ending,
+                    reason=f"{wanted} requested",
+                    waiting_reason=None,
+                    **self._ending(ending),
+                )
                 return ending
             if run["requested"] is Request.CANCEL:
                 return state

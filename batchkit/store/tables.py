@@ -127,6 +127,8 @@ def tables(schema: str | None = None) -> Tables:
         # When to send the message of an ended run again; nothing is left to announce where this is empty.
         Column("announce_at", UtcTime),
         Column("announcing_until", UtcTime),
+        # When the next item of a throttled run may begin: what is before that is reserved.
+        Column("next_item_at", UtcTime),
         Column("created_at", UtcTime, nullable=False),
         Column("planned_at", UtcTime),
         Column("started_at", UtcTime),

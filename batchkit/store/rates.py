@@ -1,0 +1,55 @@
+"""The rates of runs: when the next item of each may begin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import select, update
+
+from batchkit.model import RunId
+from batchkit.store.database import Database
+from batchkit.store.statements import Statements
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """When items may begin: after so many *seconds*. Where that is too long to wait for, nothing *was_reserved*."""
+
+    seconds: float
+    was_reserved: bool
+
+
+class Rates:
+    """
+    Keeps runs to their rates, whatever the number of workers.
+
+    Each reservation is a transaction of its own under the run's lock, in front of the chunk's. What was reserved for a
+    chunk that then fails is lost: a run may be slower than its rate, and never faster.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._statements = Statements(database.tables, database.clock)
+
+    def reserve(self, run_id: RunId, *, items: int, rate: float, patience: float) -> Reserved:
+        """
+        Reserve the time of *items* behind what is reserved already, if it begins within *patience* seconds.
+
+        Time that passed unused is no credit: after a rest a run begins at its rate.
+        """
+        run = self._database.tables.run
+        with self._database.transaction() as tx:
+            tx.execute(self._statements.lock_run(run_id))
+            # In a statement of its own: the moment and the value are those under the lock.
+            read = select(run.c.next_item_at, self._database.clock.now()).where(run.c.id == run_id)
+            reserved: datetime | None
+            now: datetime
+            reserved, now = tx.execute(read).one()
+            begins = now if reserved is None else max(reserved, now)
+            wait = (begins - now).total_seconds()
+            if wait > patience:
+                return Reserved(wait, was_reserved=False)
+            ends = begins + timedelta(seconds=items / rate)
+            tx.execute(update(run).where(run.c.id == run_id).values(next_item_at=ends))
+            return Reserved(wait, was_reserved=True)
