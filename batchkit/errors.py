@@ -21,6 +21,10 @@ class InvalidJob(BatchkitError):
     """Raised at decoration when a function, its source or an option cannot make a job."""
 
 
+class InvalidHold(BatchkitError):
+    """Raised when a hold cannot be asked in the database at all; its run fails, and can be resumed."""
+
+
 class DuplicateJob(BatchkitError):
     """Raised at decoration when another function already has the job's name."""
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from batchkit.describing import safe_text
 from batchkit.durations import seconds
-from batchkit.errors import InvalidJob
+from batchkit.errors import InvalidHold
 from batchkit.model import Lease
 from batchkit.store import Store
 from batchkit.throttle import AskedHold, HoldOff, Throttle
@@ -48,7 +48,7 @@ class Pace:
 
         Raises:
             HeldBack: one of them holds the run off.
-            InvalidJob: one of them cannot be asked in this database.
+            InvalidHold: one of them cannot be asked in this database.
         """
         if not self._throttle.holds or _is_at_end(lease):
             return
@@ -58,7 +58,7 @@ class Pace:
         for hold in self._throttle.holds:
             try:
                 off = self._holding(hold)
-            except InvalidJob:
+            except InvalidHold:
                 raise
             except Exception as error:  # the function is the user's
                 if is_to_raise(error):

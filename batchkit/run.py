@@ -169,7 +169,7 @@ class Run:
 
     @property
     def waiting_reason(self) -> str | None:
-        """Why a worker that could have worked it did not."""
+        """Why no worker works it though one could: its throttle holds it off, or their code does not fit."""
         return self._record.waiting_reason
 
     @property

@@ -133,6 +133,31 @@ class PostgresServer:
         self.stop(immediate=immediate)
         self.start()
 
+    @contextlib.contextmanager
+    def replica(self) -> Iterator[int]:
+        """Run a replica that streams from this server, which is stopped for a moment; give the replica's port."""
+        self.stop()
+        port, data = programs.free_port(), self._folder / f"replica-{programs.free_port()}"
+        shutil.copytree(self._data, data)
+        (data / "postmaster.pid").unlink(missing_ok=True)
+        (data / "standby.signal").touch()
+        source = f"host=127.0.0.1 port={self.port} user={_SUPERUSER} application_name=replica"
+        with (data / "postgresql.auto.conf").open("a") as file:
+            file.write(f"primary_conninfo = '{source}'\n")
+        for path in [data, *data.rglob("*")]:
+            self._give_away(path)
+        data.chmod(0o700)
+        self.start()
+        command = [str(self._programs / "postgres"), "-D", str(data), "-p", str(port)]
+        with self._log_path.open("ab") as log:
+            process = self._run(command, log=log)
+        try:
+            yield port
+        finally:
+            process.send_signal(signal.SIGQUIT)
+            process.wait()
+            shutil.rmtree(data)
+
     def close(self) -> None:
         """Stop the server for good and remove its folder."""
         try:
