@@ -18,8 +18,10 @@ from batchkit.errors import (
     RunFailed,
 )
 from batchkit.grace import grace_seconds
+from batchkit.hooks import checked_hooks
 from batchkit.job import JOBS, Definition, Registry, current_kit
 from batchkit.model import Lease, RunId, WakeUp
+from batchkit.notifying import Notifier
 from batchkit.queue import Queue
 from batchkit.queues.inline import InlineQueue
 from batchkit.queues.local import LocalQueue, work_until_stopped
@@ -33,11 +35,12 @@ from batchkit.using import NO_TERMS, Terms
 from batchkit.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from sqlalchemy import URL, Engine, MetaData
 
     from batchkit.durations import Duration
+    from batchkit.hooks import RunHook
     from batchkit.store.transaction import SessionFactory
 
 _logger = logging.getLogger("batchkit")
@@ -64,10 +67,12 @@ class BatchKit:
             platform (docs/platforms.md), such as heroku or kubernetes. Without it: the environment variable
             BATCHKIT_GRACE_SECONDS. Where it is known, a chunk that would outlive it is rolled back in
             time and its run handed on.
+        hooks: what is told of the starts, interruptions and ends of runs, in this process; see `batchkit.hooks`.
 
     Raises:
         InvalidDatabase: the database cannot keep batchkit's promises, or its driver is missing.
         InvalidGrace: the grace is none of these.
+        InvalidHook: a hook is none, or would not be called as it is written.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class BatchKit:
         schema: str | None = None,
         session_factory: SessionFactory | None = None,
         grace: Duration | str | None = None,
+        hooks: Sequence[RunHook] = (),
         clock: Clock | None = None,
     ) -> None:
         address = database if database is not None else os.environ.get(DATABASE_VARIABLE)
@@ -89,8 +95,10 @@ class BatchKit:
                 f"give one: BatchKit('postgresql+psycopg://...', queue=...), or set {DATABASE_VARIABLE}"
             )
         self._makes_its_tables = address is None
+        checked = checked_hooks(hooks)
         self._store = Store(address if address is not None else EMBEDDED_DATABASE, schema=schema, clock=clock)
         self._sessions = Sessions(self._store.database, session_factory)
+        Notifier(self._store, checked)
         self._queue: Queue = queue or LocalQueue()
         self._worker = Worker(self._store, self._sessions, JOBS, grace_seconds(grace))
         self._controls = Controls(self._store, self._sessions, self._queue)

@@ -305,6 +305,10 @@ class InvalidDatabase(BatchkitError):
     """Raised when a database, or the way it was opened, cannot keep batchkit's promises."""
 
 
+class InvalidHook(BatchkitError):
+    """Raised when the kit is given a hook that nothing would call."""
+
+
 class InvalidQueue(BatchkitError):
     """Raised when the kit's queue cannot do what is asked of it."""
 

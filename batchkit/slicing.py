@@ -99,6 +99,10 @@ class Outcome:
     error: BaseException | None = None
 
 
+def _nothing(_: object) -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What all slices of a worker share."""
@@ -111,6 +115,9 @@ class Surroundings:
     watch: Callable[[Lease], None]
     #: seconds between the signal to stop and the kill, where that is known
     grace: float | None = None
+    #: called when the slice has begun, so that the lease is renewed meanwhile, with what says of an error that it
+    #: interrupts the slice
+    begun: Callable[[Callable[[BaseException], bool]], None] = _nothing
 
 
 def work_slice(lease: Lease, *, job: Definition, around: Surroundings, slice_time: float | None) -> Outcome:
@@ -197,6 +204,7 @@ class _Slice:
             raise
 
     def _work(self) -> Outcome:
+        self._around.begun(self._around.stop.is_interruption)
         if self._lease.kind is PartitionKind.FINISH:
             return self._with_faults(self._finish)
         source, params = self._prepare()
@@ -514,9 +522,10 @@ class _Slice:
             transaction.flush()
             self._cutter.chunk_ends()
             transaction.keep_nothing_of_dry_run()
-            ended = leases.finish(
-                transaction.store_connection(), self._lease, result=result, worker=self._around.worker
-            )
+            tx = transaction.store_connection()
+            ended = leases.finish(tx, self._lease, result=result, worker=self._around.worker)
+            changes = self._around.store.database.changes
+            changed = changes.taken(tx)
             if ended is None:
                 transaction.commit()
         except BaseException as error:
@@ -525,6 +534,7 @@ class _Slice:
         if ended is not None:
             transaction.rollback()
             return self._yield_to(ended)
+        changes.committed(changed)
         return self._outcome(Ending.EXHAUSTED)
 
     # Faults of the database

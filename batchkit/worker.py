@@ -64,11 +64,18 @@ class Worker:
         """
         options = self.jobs[self.store.runs.load(run_id).job].options
         name = worker_name()
-        lease = self.store.leases.claim(run_id, number, worker=name, seconds=options.lease, wake_no=wake_no)
+        with self.store.database.changes.deferred() as claimed:
+            lease = self.store.leases.claim(run_id, number, worker=name, seconds=options.lease, wake_no=wake_no)
         if lease is None:
             return None
         around = Surroundings(
-            store=self.store, sessions=self.sessions, worker=name, stop=stop, watch=watch, grace=self.grace
+            store=self.store,
+            sessions=self.sessions,
+            worker=name,
+            stop=stop,
+            watch=watch,
+            grace=self.grace,
+            begun=claimed.tell,
         )
         return work_slice(
             lease,

@@ -7,6 +7,7 @@ from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session
 
 from batchkit.errors import InvalidStart
+from batchkit.store.changes import Change
 from batchkit.store.clock import Clock
 from batchkit.store.database import Database, HeldConnection
 from batchkit.store.dialects import Server
@@ -22,6 +23,7 @@ from batchkit.store.transaction import ChunkTransaction, Sessions
 
 __all__ = [
     "Backlog",
+    "Change",
     "ChunkTransaction",
     "Clock",
     "ClockOffset",

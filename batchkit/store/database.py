@@ -16,6 +16,7 @@ from sqlalchemy.sql.base import Executable
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from batchkit.errors import ChunkTorn, DatabaseUnavailable, InvalidDatabase, WriteInsideChunk
+from batchkit.store.changes import Changes
 from batchkit.store.clock import Clock
 from batchkit.store.dialects import Dialect, Fault, dialect_named
 from batchkit.store.tables import Tables, tables
@@ -49,6 +50,8 @@ class Database:
 
     def __init__(self, database: str | URL | Engine, *, schema: str | None = None, clock: Clock | None = None) -> None:
         self.clock = clock or Clock()
+        #: what transactions have changed that is to be told of
+        self.changes = Changes()
         self.schema = schema
         self.tables: Tables = tables(schema)
         self.engine = database if isinstance(database, Engine) else _engine_for(database)
@@ -89,6 +92,25 @@ class Database:
         """
         if self.dialect.has_one_writer and threading.get_ident() in self.writing_threads:
             raise WriteInsideChunk(self.url)
+        with self._told_of() as connection:
+            yield connection
+
+    @contextmanager
+    def _told_of(self) -> Iterator[Connection]:
+        """Tell of what a transaction has changed, once it is committed and its connection is given back."""
+        tx: Connection | None = None
+        is_committed = False
+        try:
+            with self._written() as tx:
+                yield tx
+            is_committed = True
+        finally:
+            noted = [] if tx is None else self.changes.taken(tx)
+            if is_committed:
+                self.changes.committed(noted)
+
+    @contextmanager
+    def _written(self) -> Iterator[Connection]:
         wait = _ONE_WRITER_LOCK_WAIT_SECONDS if self.dialect.has_one_writer else _LOCK_WAIT_SECONDS
         with self.connect() as connection, self._restored(connection), connection.begin():
             try:

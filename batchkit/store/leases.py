@@ -281,6 +281,7 @@ class Leases:
                 RunState.RUNNING,
                 reason=reason,
                 worker=worker,
+                is_first=run["started_at"] is None,
                 waiting_reason=None,
                 started_at=run["started_at"] or self._database.clock.now(),
             )

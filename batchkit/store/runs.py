@@ -13,6 +13,7 @@ from sqlalchemy import Connection, RowMapping, Select
 from sqlalchemy.exc import IntegrityError
 
 from batchkit.errors import NotSerializable, RunActive, RunNotFound
+from batchkit.hooks import Happening, happened
 from batchkit.model import NewRun, Partition, Progress, Range, RunError, RunId, RunRecord, Transition, WakeUp
 from batchkit.states import (
     FINAL,
@@ -24,6 +25,7 @@ from batchkit.states import (
     illegal_transition,
     settled,
 )
+from batchkit.store.changes import Change
 from batchkit.store.database import Database
 from batchkit.store.statements import PATIENCE_SECONDS, Statements
 from batchkit.values import loads
@@ -257,6 +259,7 @@ class Runs:
         reason: str,
         worker: str | None = None,
         interruptions: int = 0,
+        is_first: bool = False,
         **values: object,
     ) -> None:
         """Change the state of a run that *tx* has locked, and record why."""
@@ -267,13 +270,38 @@ class Runs:
         if changed.rowcount != 1:
             message = f"run {run_id} was not {before} though its row was locked"
             raise RuntimeError(message)
-        tx.execute(self._statements.insert_transition(run_id, before, after, reason=reason, worker=worker))
+        happening = happened(before, after, is_interruption=bool(interruptions), is_first=is_first)
+        self._record(tx, run_id, before, after, reason=reason, worker=worker, happening=happening)
 
     def record_takeover(self, tx: Connection, run_id: RunId, *, reason: str, worker: str) -> None:
         """Record that a running run went on under another worker."""
         running = RunState.RUNNING
         tx.execute(self._statements.count_interruption(run_id))
-        tx.execute(self._statements.insert_transition(run_id, running, running, reason=reason, worker=worker))
+        happening = Happening.INTERRUPTED
+        self._record(tx, run_id, running, running, reason=reason, worker=worker, happening=happening)
+
+    def transition(self, number: int) -> Transition:
+        """Read a recorded change of state."""
+        with self._database.reading() as tx:
+            return _transition(tx.execute(self._statements.read_transition(number)).mappings().one())
+
+    def _record(
+        self,
+        tx: Connection,
+        run_id: RunId,
+        before: RunState,
+        after: RunState,
+        *,
+        reason: str,
+        worker: str | None,
+        happening: Happening | None,
+    ) -> None:
+        """Record a change of state as part of *tx*, to be told of once that is committed."""
+        recorded = tx.execute(
+            self._statements.insert_transition(run_id, before, after, reason=reason, worker=worker)
+        ).inserted_primary_key
+        if happening is not None and recorded is not None:
+            self._database.changes.note(tx, Change(run_id, recorded[0], happening))
 
     def explain_waiting(self, run_id: RunId, reason: str) -> None:
         """Write down why a worker left the run to others."""
@@ -429,12 +457,7 @@ class Runs:
         """Read a run's changes of state, oldest first."""
         with self._database.reading() as tx:
             rows = tx.execute(self._statements.read_history(run_id)).mappings().all()
-        return [
-            Transition(
-                at=row["at"], before=row["before"], after=row["after"], reason=row["reason"], worker=row["worker"]
-            )
-            for row in rows
-        ]
+        return [_transition(row) for row in rows]
 
     def _ask(self, run_id: RunId, wanted: Request, ending: RunState) -> RunState:
         with self._database.transaction() as tx:
@@ -531,6 +554,12 @@ def _cursor(text: str | None) -> object:
     except NotSerializable:
         # A value of a type that this process has not imported; people still want to see where the partition is.
         return text
+
+
+def _transition(row: RowMapping) -> Transition:
+    return Transition(
+        at=row["at"], before=row["before"], after=row["after"], reason=row["reason"], worker=row["worker"]
+    )
 
 
 def _record(row: RowMapping) -> RunRecord:

@@ -25,7 +25,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.sql.base import Executable
-from sqlalchemy.sql.dml import Update
+from sqlalchemy.sql.dml import Insert, Update
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import Select
 
@@ -406,7 +406,7 @@ class Statements:
 
     def insert_transition(
         self, run_id: RunId, before: RunState | None, after: RunState, *, reason: str, worker: str | None
-    ) -> Executable:
+    ) -> Insert:
         """Record a change of state."""
         return insert(self.transition).values(
             run_id=run_id, at=self.clock.now(), before=before, after=after, reason=reason, worker=worker
@@ -713,6 +713,10 @@ class Statements:
     def read_history(self, run_id: RunId) -> Select[Any]:
         """Read a run's changes of state, oldest first."""
         return select(self.transition).where(self.transition.c.run_id == run_id).order_by(self.transition.c.id)
+
+    def read_transition(self, number: int) -> Select[Any]:
+        """Read one change of a run's state."""
+        return select(self.transition).where(self.transition.c.id == number)
 
     def _of_items(self, value: ColumnElement[Any]) -> ColumnElement[Any]:
         of_run = (self.partition.c.run_id == self.run.c.id, self.partition.c.kind == PartitionKind.ITEMS)
