@@ -14,6 +14,7 @@ from batchkit.durations import Duration, seconds
 from batchkit.errors import InvalidJob
 from batchkit.job import JOBS, Definition, EachJob, Job, Options, current_kit
 from batchkit.params import check_same_params, params_signature, signature_of
+from batchkit.promises import AT_MOST_ONCE, DELIVERIES, Delivery
 from batchkit.run import Run
 from batchkit.sizing import Adaptive
 from batchkit.sources.base import Source
@@ -41,7 +42,7 @@ class _Batched:
         source: Callable[P, Source[T]],
         *,
         name: str | None = None,
-        chunk_size: int | Adaptive = ...,
+        chunk_size: int | Adaptive | None = None,
         slice_time: Duration = ...,
         lease: Duration = ...,
         chunk_timeout: Duration | None = None,
@@ -49,6 +50,7 @@ class _Batched:
         unique: bool | Callable[..., object] = ...,
         retry: Retrying | None = None,
         max_failures: float = ...,
+        delivery: Delivery | None = None,
         version: str | int | None = None,
         describe_item: Callable[[T], object] | None = None,
         finish: Callable[Concatenate[Finish, P], object] | None = None,
@@ -59,7 +61,7 @@ class _Batched:
         source: Source[T],
         *,
         name: str | None = None,
-        chunk_size: int | Adaptive = ...,
+        chunk_size: int | Adaptive | None = None,
         slice_time: Duration = ...,
         lease: Duration = ...,
         chunk_timeout: Duration | None = None,
@@ -67,6 +69,7 @@ class _Batched:
         unique: bool | Callable[..., object] = ...,
         retry: Retrying | None = None,
         max_failures: float = ...,
+        delivery: Delivery | None = None,
         version: str | int | None = None,
         describe_item: Callable[[T], object] | None = None,
         finish: Callable[[Finish], object] | None = None,
@@ -76,7 +79,7 @@ class _Batched:
         source: Callable[..., Source[Any]] | Source[Any],
         *,
         name: str | None = None,
-        chunk_size: int | Adaptive = _DEFAULT_CHUNK_SIZE,
+        chunk_size: int | Adaptive | None = None,
         slice_time: Duration = _DEFAULT_SLICE_TIME,
         lease: Duration = _DEFAULT_LEASE,
         chunk_timeout: Duration | None = None,
@@ -84,6 +87,7 @@ class _Batched:
         unique: bool | Callable[..., object] = False,
         retry: Retrying | None = None,
         max_failures: float = 0,
+        delivery: Delivery | None = None,
         version: str | int | None = None,
         describe_item: Callable[[Any], object] | None = None,
         finish: Callable[..., object] | None = None,
@@ -95,7 +99,7 @@ class _Batched:
             source: a function of the run's params that gives a source, or a source for a job without params.
             name: the job's stable name; by default the module and name of the function.
             chunk_size: items per chunk, or `Adaptive(target=...)` for as many as take that long; by default as many as
-                take a second.
+                take a second, or 1 with `delivery="at-most-once"`.
             slice_time: how long a worker works before it gives others their turn.
             lease: how long a claim lasts without a renewal; a killed worker's run goes on after this long.
             chunk_timeout: a chunk that takes longer is no longer renewed; by default ten leases.
@@ -109,6 +113,11 @@ class _Batched:
                 of the run's own database are tried again in any case.
             max_failures: how many items may fail before the run does: a number, or a share (0.01) of the items that
                 were tried, which is judged from 100 items on. By default the first that fails does.
+            delivery: what a crash may do to the function's effects. `"exactly-once"`, for writes through the chunk's
+                session, is the default; said so, it is refused where the kit's sessions are on another database.
+                `"at-least-once"` is for calls to other systems that may be repeated: no transaction is open during
+                them. `"at-most-once"` is for those that must not: each item is tried once, and after a crash recorded
+                as in doubt.
             version: change it when runs that are unfinished must not go on with this code, such as when `chunk.carry`
                 means something else; they wait and say so, until `resume(accept=True)` or workers of their version.
             describe_item: gives what is recorded of an item that failed, such as its id; by default its `repr`, or the
@@ -132,6 +141,7 @@ class _Batched:
             unique=unique,
             retry=retry,
             max_failures=max_failures,
+            delivery=delivery,
             version=version,
             describe_item=describe_item,
             finish=finish,
@@ -143,7 +153,7 @@ class _Batched:
         source: Callable[P, Source[T]],
         *,
         name: str | None = None,
-        chunk_size: int | Adaptive = ...,
+        chunk_size: int | Adaptive | None = None,
         slice_time: Duration = ...,
         lease: Duration = ...,
         chunk_timeout: Duration | None = None,
@@ -151,6 +161,7 @@ class _Batched:
         unique: bool | Callable[..., object] = ...,
         retry: Retrying | None = None,
         max_failures: float = ...,
+        delivery: Delivery | None = None,
         version: str | int | None = None,
         describe_item: Callable[[T], object] | None = None,
         finish: Callable[Concatenate[Finish, P], object] | None = None,
@@ -161,7 +172,7 @@ class _Batched:
         source: Source[T],
         *,
         name: str | None = None,
-        chunk_size: int | Adaptive = ...,
+        chunk_size: int | Adaptive | None = None,
         slice_time: Duration = ...,
         lease: Duration = ...,
         chunk_timeout: Duration | None = None,
@@ -169,6 +180,7 @@ class _Batched:
         unique: bool | Callable[..., object] = ...,
         retry: Retrying | None = None,
         max_failures: float = ...,
+        delivery: Delivery | None = None,
         version: str | int | None = None,
         describe_item: Callable[[T], object] | None = None,
         finish: Callable[[Finish], object] | None = None,
@@ -178,7 +190,7 @@ class _Batched:
         source: Callable[..., Source[Any]] | Source[Any],
         *,
         name: str | None = None,
-        chunk_size: int | Adaptive = _DEFAULT_CHUNK_SIZE,
+        chunk_size: int | Adaptive | None = None,
         slice_time: Duration = _DEFAULT_SLICE_TIME,
         lease: Duration = _DEFAULT_LEASE,
         chunk_timeout: Duration | None = None,
@@ -186,6 +198,7 @@ class _Batched:
         unique: bool | Callable[..., object] = False,
         retry: Retrying | None = None,
         max_failures: float = 0,
+        delivery: Delivery | None = None,
         version: str | int | None = None,
         describe_item: Callable[[Any], object] | None = None,
         finish: Callable[..., object] | None = None,
@@ -213,6 +226,7 @@ class _Batched:
             unique=unique,
             retry=retry,
             max_failures=max_failures,
+            delivery=delivery,
             version=version,
             describe_item=describe_item,
             finish=finish,
@@ -227,7 +241,7 @@ def _decorator(
     *,
     is_each: bool,
     name: str | None,
-    chunk_size: int | Adaptive,
+    chunk_size: int | Adaptive | None,
     slice_time: Duration,
     lease: Duration,
     chunk_timeout: Duration | None,
@@ -235,13 +249,14 @@ def _decorator(
     unique: bool | Callable[..., object],
     retry: Retrying | None,
     max_failures: float,
+    delivery: Delivery | None,
     version: str | int | None,
     describe_item: Callable[[Any], object] | None,
     finish: Callable[..., object] | None,
 ) -> Callable[[Callable[..., object]], Any]:
     lease_seconds = _checked_seconds(lease, "lease")
     options = Options(
-        chunk_size=_checked_chunk_size(chunk_size),
+        chunk_size=_checked_chunk_size(_default_chunk_size(delivery) if chunk_size is None else chunk_size),
         slice_time=_checked_seconds(slice_time, "slice_time"),
         lease=lease_seconds,
         chunk_timeout=(
@@ -251,6 +266,7 @@ def _decorator(
         ),
         queue=_checked_name(queue, "queue"),
         max_failures=_checked_max_failures(max_failures),
+        delivery=_checked_delivery(delivery, retry),
         unique=unique,
         retry=_checked_retry(retry),
         version=_checked_version(version),
@@ -370,6 +386,25 @@ def _checked_chunk_size(chunk_size: object) -> int | Adaptive:
             f"chunk_size is the number of items per transaction, 1 or more, or Adaptive(...): got {chunk_size!r}"
         )
     return chunk_size
+
+
+def _default_chunk_size(delivery: Delivery | None) -> int | Adaptive:
+    # What is in doubt after a crash is a whole chunk.
+    return 1 if delivery == AT_MOST_ONCE else _DEFAULT_CHUNK_SIZE
+
+
+def _checked_delivery(delivery: object, retry: object) -> Delivery | None:
+    if delivery is None:
+        return None
+    for known in DELIVERIES:
+        if delivery == known:
+            if known == AT_MOST_ONCE and retry is not None:
+                raise InvalidJob(
+                    "retry=... tries items again, but delivery='at-most-once' calls the function once for each; "
+                    "leave retry out, or use delivery='at-least-once' with chunk.key(item)"
+                )
+            return known
+    raise InvalidJob(f"delivery is one of {', '.join(map(repr, DELIVERIES))}: got {delivery!r}")
 
 
 def _checked_max_failures(max_failures: object) -> float:

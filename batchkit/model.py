@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NewType
 
+from batchkit.promises import Delivery
 from batchkit.states import PartitionKind, PartitionState, Request, RunState
 
 RunId = NewType("RunId", str)
@@ -125,7 +126,7 @@ class RunRecord:
     queue: str
     state: RunState
     requested: Request | None
-    delivery: str
+    delivery: Delivery
     result: str | None
     error: RunError | None
     waiting_reason: str | None
@@ -210,7 +211,7 @@ class Lease:
     seconds: float
     job: str
     params: str
-    delivery: str
+    delivery: Delivery
     is_planned: bool
     identity: str | None
     fingerprint: str | None
@@ -276,7 +277,7 @@ class NewRun:
     job: str
     params: str
     queue: str
-    delivery: str
+    delivery: Delivery
     rerun_of: RunId | None = None
     #: the run whose failures are the items
     failures_of: RunId | None = None

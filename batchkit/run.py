@@ -10,6 +10,7 @@ from typing import Protocol
 from batchkit.durations import Duration, seconds
 from batchkit.errors import RunNotCommitted, RunNotFound, WaitTimeout
 from batchkit.model import Failure, Partition, Progress, RunError, RunId, RunRecord, Transition
+from batchkit.promises import Delivery
 from batchkit.states import FINAL, Request, RunState
 from batchkit.values import loads
 
@@ -163,8 +164,8 @@ class Run:
         return self._record.is_dry_run
 
     @property
-    def delivery(self) -> str:
-        """What is promised for the writes of its chunks: `exactly-once` or `at-least-once`."""
+    def delivery(self) -> Delivery:
+        """What is promised for the effects of its chunks: `exactly-once`, `at-least-once` or `at-most-once`."""
         return self._record.delivery
 
     @property

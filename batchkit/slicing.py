@@ -25,6 +25,7 @@ from batchkit.errors import (
     DatabaseUnavailable,
     FailureResolved,
     InvalidParams,
+    InvalidStart,
     LeaseLost,
     SourceChanged,
     WriteInsideChunk,
@@ -44,6 +45,7 @@ from batchkit.planning import (
     plan,
     read_items,
 )
+from batchkit.promises import AT_LEAST_ONCE, EXACTLY_ONCE, cannot_commit_together
 from batchkit.replaying import FailedItems
 from batchkit.retrying import StoppedWaiting, retry_by
 from batchkit.sizing import AdaptiveSizing, FixedSizing, Sizing
@@ -222,6 +224,7 @@ class _Slice:
             params = self._job.params(self._lease.params)
         except InvalidParams as error:
             raise _Declined(error) from error
+        self._check_promise()
         source = make_source(self._job, params)
         if self._lease.failures_of is not None:
             source = self._failed_items(source)
@@ -235,6 +238,14 @@ class _Slice:
             raise _Declined(error) from error
         check_fingerprint(source, self._lease)
         return bounded(source, self._lease), params
+
+    def _check_promise(self) -> None:
+        """Let a run that another kit has started promise no more than this one's sessions can keep."""
+        if self._lease.delivery != EXACTLY_ONCE or self._around.sessions.is_ours:
+            return
+        if self._job.options.delivery == EXACTLY_ONCE:
+            raise _Declined(InvalidStart(cannot_commit_together(self._job.name)))
+        self._with_faults(lambda: self._around.store.runs.weaken(self._lease.run_id))
 
     def _failed_items(self, source: Source[Any]) -> Source[Any]:
         failed = FailedItems(source, self._around.store, self._lease, version=self._job.options.version)
@@ -305,6 +316,8 @@ class _Slice:
             # Before the work: a cursor that cannot be stored is no fault of an item.
             cursor = read.last
             chunk = self._make_chunk(reading, read, transaction)
+            if self._job.options.delivery == AT_LEAST_ONCE:
+                transaction.end_reading()
             with self._blaming_items(read):
                 self._call(chunk, reading.params)
                 transaction.flush()

@@ -280,6 +280,11 @@ class Runs:
         with self._database.transaction() as tx:
             tx.execute(self._statements.explain_waiting(run_id, reason))
 
+    def weaken(self, run_id: RunId) -> None:
+        """Let a run that says `exactly-once` say `at-least-once`, since its chunks are committed in two databases."""
+        with self._database.transaction() as tx:
+            tx.execute(self._statements.weaken(run_id))
+
     def count_retry(self, run_id: RunId, reason: str) -> None:
         """Write down that a chunk is tried again, and why."""
         with self._database.transaction() as tx:

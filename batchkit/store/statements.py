@@ -29,6 +29,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import Select
 
 from batchkit.model import FailedItem, Lease, NewRun, Plan, Range, RunId, WakeUp
+from batchkit.promises import AT_LEAST_ONCE, EXACTLY_ONCE
 from batchkit.states import FINAL, WORKABLE, PartitionKind, PartitionState, Request, RunState
 from batchkit.store.clock import Clock, Later, UtcTime
 from batchkit.store.tables import Tables
@@ -420,6 +421,11 @@ class Statements:
     def explain_waiting(self, run_id: RunId, reason: str | None) -> Executable:
         """Write down why a worker left the run to others."""
         return update(self.run).where(self.run.c.id == run_id).values(waiting_reason=reason)
+
+    def weaken(self, run_id: RunId) -> Executable:
+        """Write down that a run cannot keep what it promises, and what it can."""
+        run = self.run.c
+        return update(self.run).where(run.id == run_id, run.delivery == EXACTLY_ONCE).values(delivery=AT_LEAST_ONCE)
 
     def count_retry(self, run_id: RunId, reason: str) -> Executable:
         """Count a chunk that is tried again."""
