@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from batchkit.errors import InvalidJob, KeyTaken, NoFailures, RunActive
 from batchkit.job import Definition
 from batchkit.model import Failure, NewRun, Partition, RunId, RunRecord, Transition
-from batchkit.promises import Delivery, promised
+from batchkit.promises import AT_MOST_ONCE, Delivery, promised
 from batchkit.queue import Queue
 from batchkit.run import Run
-from batchkit.starting import is_same_start, new_run, shown_start
+from batchkit.starting import is_same_start, key_of_retries, new_run, shown_start
 from batchkit.states import RunState
 from batchkit.store import Sessions, Store, Tx, after_commit, session_itself
 from batchkit.sweep import wake_run
@@ -70,6 +70,7 @@ class Controls:
                 delivery=self._promised(record),
                 rerun_of=run_id,
                 failures_of=record.failures_of,
+                retries_in_doubt=record.retries_in_doubt,
                 unique_key=record.unique_key,
                 after=record.after,
                 limit=record.limit,
@@ -77,9 +78,9 @@ class Controls:
             )
         )
 
-    def retry_failures(self, run_id: RunId) -> Run:
+    def retry_failures(self, run_id: RunId, *, in_doubt: bool = False) -> Run:
         """
-        Start a run whose items are the failures of another that are not done since.
+        Start a run whose items are the failures of another that are not done since; *in_doubt*: those in doubt, too.
 
         Raises:
             NoFailures: there are none.
@@ -88,17 +89,20 @@ class Controls:
         record = self._store.runs.load(run_id)
         # A run that tried failures again has left them with the run in which they failed first.
         origin = record.failures_of or run_id
-        if not self._store.failures.count_open(origin):
-            raise NoFailures(run_id)
+        if not self._store.failures.count_open(origin, in_doubt=in_doubt):
+            raise NoFailures(run_id, in_doubt=self._store.failures.count_open(origin, in_doubt=True))
+        delivery = self._promised(record)
         return self._start(
             NewRun(
                 job=record.job,
                 params=record.params,
                 queue=record.queue,
-                delivery=self._promised(record),
+                delivery=delivery,
                 rerun_of=run_id,
                 failures_of=origin,
-                unique_key=record.unique_key,
+                retries_in_doubt=in_doubt,
+                # What is done at most once must not be done by two at once; elsewhere one of them is rolled back.
+                unique_key=record.unique_key or (key_of_retries(origin) if delivery == AT_MOST_ONCE else None),
                 is_dry_run=record.is_dry_run,
             )
         )

@@ -40,7 +40,7 @@ class Control(Protocol):
         """Start a new run of the same job with the same params."""
         ...
 
-    def retry_failures(self, run_id: RunId) -> Run:
+    def retry_failures(self, run_id: RunId, *, in_doubt: bool = False) -> Run:
         """Start a run whose items are the failures of another."""
         ...
 
@@ -271,16 +271,20 @@ class Run:
         """
         return self._control.failures(self.id, after=after, limit=limit)
 
-    def retry_failures(self) -> Run:
+    def retry_failures(self, *, in_doubt: bool = False) -> Run:
         """
         Start a new run of the items that failed and are not done since, and of no others.
 
         It is linked to this one by `failures_of`, resolves what it does, and leaves here what fails again.
 
+        Args:
+            in_doubt: try those in doubt as well. They may have happened, so that they may happen twice.
+
         Raises:
             NoFailures: there are none.
+            RunActive: another unfinished run has its unique key, or tries the same failures at most once.
         """
-        return self._control.retry_failures(self.id)
+        return self._control.retry_failures(self.id, in_doubt=in_doubt)
 
     def partitions(self) -> Sequence[Partition]:
         """Read its partitions: the ranges of items, each with its cursor, counters and worker."""

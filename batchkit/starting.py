@@ -6,7 +6,7 @@ import hashlib
 
 from batchkit.errors import InvalidParams, InvalidStart, NotSerializable
 from batchkit.job import Definition
-from batchkit.model import NewRun, RunRecord
+from batchkit.model import NewRun, RunId, RunRecord
 from batchkit.planning import Cursors, make_source
 from batchkit.promises import EXACTLY_ONCE, cannot_commit_together, promised
 from batchkit.sources.base import Continued
@@ -54,6 +54,11 @@ def new_run(
         limit=terms.limit,
         is_dry_run=terms.dry_run,
     )
+
+
+def key_of_retries(run_id: RunId) -> str:
+    """Give the unique key under which the failures of a run are tried again, one such run at a time."""
+    return hashlib.sha256(f"the failures of {run_id}".encode()).hexdigest()
 
 
 def is_same_start(job: Definition, record: RunRecord, new: NewRun) -> bool:
