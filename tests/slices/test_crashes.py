@@ -20,6 +20,8 @@ from batchkit.stopping import Stop
 from batchkit.store.database import Database, HeldConnection
 from tests.slices.conftest import Ledger, job, ledger, write
 
+#: Some sixty processes one after the other, on a machine that may be busy.
+pytestmark = pytest.mark.timeout(300)
 _ITEMS = 3
 
 
@@ -39,11 +41,19 @@ class Points:
         if self._left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def around(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """Have a point in front of *step* and one behind it."""
+    def before(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """Have a point in front of *step*."""
 
         def stepped(*args: Any, **kwargs: Any) -> Any:
             self()
+            return step(*args, **kwargs)
+
+        return stepped
+
+    def behind(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """Have a point behind *step*."""
+
+        def stepped(*args: Any, **kwargs: Any) -> Any:
             result = step(*args, **kwargs)
             self()
             return result
@@ -100,7 +110,7 @@ class Place:
             assert RunState.SUCCEEDED == run.refresh().state, f"point {point}: {run.error}"
             yield run
         # Fewer would mean that the points are no longer where the commits are.
-        assert point > _ITEMS * 4
+        assert point > _ITEMS * 6
 
     def _work_in_child(self, run: Run, point: int) -> bool:
         pid = os.fork()
@@ -129,10 +139,10 @@ def _place(
     database_url: str, done: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **options: Any
 ) -> Iterator[Place]:
     points, world = Points(), World(tmp_path / "effects")
-    monkeypatch.setattr(HeldConnection, "commit", points.around(HeldConnection.commit))
-    monkeypatch.setattr(HeldConnection, "begin", points.around(HeldConnection.begin))
-    # Claims, renewals and releases.
-    monkeypatch.setattr(Database, "connect", points.around(Database.connect))
+    monkeypatch.setattr(HeldConnection, "begin", points.behind(HeldConnection.begin))
+    monkeypatch.setattr(HeldConnection, "commit", points.before(points.behind(HeldConnection.commit)))
+    # In front of claims, plans and releases, and so behind those before them.
+    monkeypatch.setattr(Database, "connect", points.before(Database.connect))
 
     def work(chunk: Chunk[int]) -> None:
         points()
@@ -152,12 +162,12 @@ def _are_keys_stable(run: Run, effects: list[tuple[int, str]]) -> bool:
     return len(keys) == len({item for item, _ in effects}) and all(key.startswith(run.id) for key in keys)
 
 
-@pytest.mark.parametrize(("delivery", "chunk_size"), [("exactly-once", 2), ("at-least-once", 2), ("at-least-once", 1)])
+@pytest.mark.parametrize("delivery", ["exactly-once", "at-least-once"])
 def test_what_is_written_is_written_once_and_no_effect_is_lost_wherever_a_worker_is_killed(
-    database_url: str, done: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, delivery: str, chunk_size: int
+    database_url: str, done: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, delivery: str
 ):
     repeated = 0
-    with _place(database_url, done, tmp_path, monkeypatch, delivery=delivery, chunk_size=chunk_size) as place:
+    with _place(database_url, done, tmp_path, monkeypatch, delivery=delivery, chunk_size=2) as place:
         for run in place.crash_at_every_point():
             progress = run.progress
             assert (_ITEMS, 0, 0, delivery) == (progress.done, progress.failed, progress.in_doubt, run.delivery)
