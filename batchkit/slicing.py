@@ -625,9 +625,10 @@ class _Slice:
             finish = Finish(
                 transaction=transaction,
                 run_id=self._lease.run_id,
-                done=sum(done for _, done, _ in rows),
-                failed=sum(failed for _, _, failed in rows),
-                carries=[_read_carry(carry) for carry, _, _ in rows],
+                done=sum(done for _, done, _, _ in rows),
+                failed=sum(failed for _, _, failed, _ in rows),
+                in_doubt=sum(in_doubt for _, _, _, in_doubt in rows),
+                carries=[_read_carry(carry) for carry, _, _, _ in rows],
                 is_dry_run=self._lease.is_dry_run,
             )
             result = dumps(self._job.finish(finish, **params), where="what finish returned")

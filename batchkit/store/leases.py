@@ -263,8 +263,8 @@ class Leases:
         self._runs.succeed(tx, lease.run_id, result=result, worker=worker)
         return None
 
-    def carries(self, tx: Connection, lease: Lease) -> list[tuple[str, int, int]]:
-        """Read what each partition of items carries, and how many items it did and recorded as failures."""
+    def carries(self, tx: Connection, lease: Lease) -> list[tuple[str, int, int, int]]:
+        """Read what each partition of items carries, and how many items were done, failed and left in doubt."""
         return [tuple(row) for row in tx.execute(self._statements.read_carries(lease.run_id))]
 
     def _left_in_doubt(self, tx: Connection, lease: Lease) -> Lease:

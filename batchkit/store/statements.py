@@ -735,7 +735,7 @@ class Statements:
         """Read what the partitions of a run's items carry, and their counters."""
         partition = self.partition.c
         return (
-            select(partition.carry, partition.done, partition.failed)
+            select(partition.carry, partition.done, partition.failed, partition.in_doubt)
             .where(partition.run_id == run_id, partition.kind == PartitionKind.ITEMS)
             .order_by(partition.number)
         )

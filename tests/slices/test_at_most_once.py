@@ -14,7 +14,7 @@ from sqlalchemy import create_engine, insert, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from tenacity import Retrying
 
-from batchkit import Adaptive, BatchKit, Chunk, Run, RunState, batched, current_session, rows, span
+from batchkit import Adaptive, BatchKit, Chunk, Finish, Run, RunState, batched, current_session, rows, span
 from batchkit.errors import InvalidJob, NoFailures, RunActive
 from batchkit.job import JOBS
 from batchkit.queues import InlineQueue, LocalQueue
@@ -339,13 +339,17 @@ def test_a_limit_counts_what_is_in_doubt(database_url: str, done: Ledger, calls:
                 raise KeyboardInterrupt
             write(chunk)
 
-        run = _once(work).using(limit=5).start()
+        def finish(finish: Finish) -> list[int]:
+            return [finish.done, finish.failed, finish.in_doubt]
+
+        run = _once(work, finish=finish).using(limit=5).start()
         with Stop() as stop, pytest.raises(KeyboardInterrupt):
             kit.work_run(run.id, stop=stop)
         with Stop() as stop:
             kit.work_run(run.id, stop=stop)
         assert (RunState.SUCCEEDED, 4, 0, 1) == _counts(run)
         assert [0, 1, 3, 4] == done.items()
+        assert [4, 0, 1] == run.result
 
 
 def test_a_dry_run_writes_nothing(kit: BatchKit, done: Ledger):
