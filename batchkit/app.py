@@ -101,9 +101,9 @@ class BatchKit:
         Notifier(self._store, checked)
         self._queue: Queue = queue or LocalQueue()
         self._worker = Worker(self._store, self._sessions, JOBS, grace_seconds(grace))
-        self._controls = Controls(self._store, self._sessions, self._queue)
+        self._controls = Controls(self._store, self._sessions, self._queue, JOBS)
         self._deliveries = Deliveries(
-            self._store, self._worker, self._queue, promise=self._controls.promise, ready=self._ready
+            self._store, self._worker, self._queue, commits_together=self._sessions.is_ours, ready=self._ready
         )
         if isinstance(self._queue, InlineQueue):
             self._queue.attach(self._worker)

@@ -233,7 +233,7 @@ class Finish:
     What is written through `session` or `connection` commits together with the run's success.
     """
 
-    __slots__ = ("_transaction", "carries", "done", "failed", "is_dry_run", "run_id")
+    __slots__ = ("_transaction", "carries", "done", "failed", "in_doubt", "is_dry_run", "run_id")
 
     def __init__(
         self,
@@ -244,6 +244,7 @@ class Finish:
         failed: int,
         carries: Sequence[dict[str, object]],
         is_dry_run: bool = False,
+        in_doubt: int = 0,
     ) -> None:
         self._transaction = transaction
         self.run_id = run_id
@@ -251,6 +252,8 @@ class Finish:
         self.done = done
         #: how many items were recorded as failures
         self.failed = failed
+        #: how many items were begun, at most once, of which nobody knows what became
+        self.in_doubt = in_doubt
         #: the last `chunk.carry` of each partition, in the order of the partitions
         self.carries = carries
         #: whether everything is rolled back: leave out what you do outside the transaction

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from batchkit.errors import InvalidJob, KeyTaken, NoFailures, RunActive
 from batchkit.job import Definition
 from batchkit.model import Failure, NewRun, Partition, RunId, RunRecord, Transition
+from batchkit.promises import AT_MOST_ONCE, Delivery, promised
 from batchkit.queue import Queue
 from batchkit.run import Run
-from batchkit.starting import is_same_start, new_run, shown_start
+from batchkit.starting import is_same_start, key_of_retries, new_run, shown_start
 from batchkit.states import RunState
 from batchkit.store import Sessions, Store, Tx, after_commit, session_itself
 from batchkit.sweep import wake_run
 from batchkit.using import NO_TERMS, Terms
 
-_EXACTLY_ONCE = "exactly-once"
-_AT_LEAST_ONCE = "at-least-once"
-
 
 class Controls:
     """Writes what is wanted into the store, then wakes a worker up; the commit comes first, always."""
 
-    def __init__(self, store: Store, sessions: Sessions, queue: Queue) -> None:
+    def __init__(self, store: Store, sessions: Sessions, queue: Queue, jobs: Mapping[str, Definition]) -> None:
         self._store = store
+        self._jobs = jobs
         self._sessions = sessions
         self._queue = queue
 
@@ -42,7 +41,7 @@ class Controls:
                 f"{job.place} is defined in the script that is being run, which workers cannot import; "
                 f"move it into a module (and give that to them: batchkit -A module:kit work)"
             )
-        return self._start(new_run(job, params, terms=terms, delivery=self.promise), terms, job=job)
+        return self._start(new_run(job, params, terms=terms, commits_together=self._sessions.is_ours), terms, job=job)
 
     def start_here(self, job: Definition, params: str, terms: Terms) -> Run:
         """
@@ -51,7 +50,9 @@ class Controls:
         Raises:
             InvalidStart, RunActive, KeyTaken: as `start` does.
         """
-        return self._start(new_run(job, params, terms=terms, delivery=self.promise), terms, job=job, wakes=False)
+        return self._start(
+            new_run(job, params, terms=terms, commits_together=self._sessions.is_ours), terms, job=job, wakes=False
+        )
 
     def rerun(self, run_id: RunId) -> Run:
         """
@@ -66,9 +67,10 @@ class Controls:
                 job=record.job,
                 params=record.params,
                 queue=record.queue,
-                delivery=self.promise,
+                delivery=self._promised(record),
                 rerun_of=run_id,
                 failures_of=record.failures_of,
+                retries_in_doubt=record.retries_in_doubt,
                 unique_key=record.unique_key,
                 after=record.after,
                 limit=record.limit,
@@ -76,9 +78,9 @@ class Controls:
             )
         )
 
-    def retry_failures(self, run_id: RunId) -> Run:
+    def retry_failures(self, run_id: RunId, *, in_doubt: bool = False) -> Run:
         """
-        Start a run whose items are the failures of another that are not done since.
+        Start a run whose items are the failures of another that are not done since; *in_doubt*: those in doubt, too.
 
         Raises:
             NoFailures: there are none.
@@ -87,17 +89,20 @@ class Controls:
         record = self._store.runs.load(run_id)
         # A run that tried failures again has left them with the run in which they failed first.
         origin = record.failures_of or run_id
-        if not self._store.failures.count_open(origin):
-            raise NoFailures(run_id)
+        if not self._store.failures.count_open(origin, in_doubt=in_doubt):
+            raise NoFailures(run_id, in_doubt=self._store.failures.count_open(origin, in_doubt=True))
+        delivery = self._promised(record)
         return self._start(
             NewRun(
                 job=record.job,
                 params=record.params,
                 queue=record.queue,
-                delivery=self.promise,
+                delivery=delivery,
                 rerun_of=run_id,
                 failures_of=origin,
-                unique_key=record.unique_key,
+                retries_in_doubt=in_doubt,
+                # What is done at most once must not be done by two at once; elsewhere one of them is rolled back.
+                unique_key=record.unique_key or (key_of_retries(origin) if delivery == AT_MOST_ONCE else None),
                 is_dry_run=record.is_dry_run,
             )
         )
@@ -105,11 +110,6 @@ class Controls:
     def failures(self, run_id: RunId, *, after: int, limit: int) -> Sequence[Failure]:
         """Read failures of a run."""
         return self._store.failures.page(run_id, after=after, limit=limit)
-
-    @property
-    def promise(self) -> str:
-        """What can be promised for writes made through chunks' sessions."""
-        return _EXACTLY_ONCE if self._sessions.is_ours else _AT_LEAST_ONCE
 
     def run(self, run_id: RunId) -> Run:
         """Give the handle of a run."""
@@ -139,6 +139,11 @@ class Controls:
     def history(self, run_id: RunId) -> Sequence[Transition]:
         """Read a run's changes of state."""
         return self._store.runs.history(run_id)
+
+    def _promised(self, record: RunRecord) -> Delivery:
+        """Say what a new run of a run's job promises; a job that this process does not know asks for what it did."""
+        asked = self._jobs[record.job].options.delivery if record.job in self._jobs else record.delivery
+        return promised(asked, commits_together=self._sessions.is_ours)
 
     def _start(self, new: NewRun, terms: Terms = NO_TERMS, *, job: Definition | None = None, wakes: bool = True) -> Run:
         session = None if terms.session is None else session_itself(terms.session)

@@ -14,6 +14,7 @@ from batchkit.durations import Duration, seconds
 from batchkit.errors import InvalidJob
 from batchkit.job import JOBS, Definition, EachJob, Job, Options, current_kit
 from batchkit.params import check_same_params, params_signature, signature_of
+from batchkit.promises import AT_MOST_ONCE, DELIVERIES, Delivery
 from batchkit.run import Run
 from batchkit.sizing import Adaptive
 from batchkit.sources.base import Source
@@ -42,7 +43,7 @@ class _Batched:
         source: Callable[P, Source[T]],
         *,
         name: str | None = None,
-        chunk_size: int | Adaptive = ...,
+        chunk_size: int | Adaptive | None = None,
         slice_time: Duration = ...,
         lease: Duration = ...,
         chunk_timeout: Duration | None = None,
@@ -51,6 +52,7 @@ class _Batched:
         retry: Retrying | None = None,
         max_failures: float = ...,
         throttle: Throttle | None = None,
+        delivery: Delivery | None = None,
         version: str | int | None = None,
         describe_item: Callable[[T], object] | None = None,
         finish: Callable[Concatenate[Finish, P], object] | None = None,
@@ -61,7 +63,7 @@ class _Batched:
         source: Source[T],
         *,
         name: str | None = None,
-        chunk_size: int | Adaptive = ...,
+        chunk_size: int | Adaptive | None = None,
         slice_time: Duration = ...,
         lease: Duration = ...,
         chunk_timeout: Duration | None = None,
@@ -70,6 +72,7 @@ class _Batched:
         retry: Retrying | None = None,
         max_failures: float = ...,
         throttle: Throttle | None = None,
+        delivery: Delivery | None = None,
         version: str | int | None = None,
         describe_item: Callable[[T], object] | None = None,
         finish: Callable[[Finish], object] | None = None,
@@ -79,7 +82,7 @@ class _Batched:
         source: Callable[..., Source[Any]] | Source[Any],
         *,
         name: str | None = None,
-        chunk_size: int | Adaptive = _DEFAULT_CHUNK_SIZE,
+        chunk_size: int | Adaptive | None = None,
         slice_time: Duration = _DEFAULT_SLICE_TIME,
         lease: Duration = _DEFAULT_LEASE,
         chunk_timeout: Duration | None = None,
@@ -88,6 +91,7 @@ class _Batched:
         retry: Retrying | None = None,
         max_failures: float = 0,
         throttle: Throttle | None = None,
+        delivery: Delivery | None = None,
         version: str | int | None = None,
         describe_item: Callable[[Any], object] | None = None,
         finish: Callable[..., object] | None = None,
@@ -99,7 +103,7 @@ class _Batched:
             source: a function of the run's params that gives a source, or a source for a job without params.
             name: the job's stable name; by default the module and name of the function.
             chunk_size: items per chunk, or `Adaptive(target=...)` for as many as take that long; by default as many as
-                take a second.
+                take a second, or 1 with `delivery="at-most-once"`.
             slice_time: how long a worker works before it gives others their turn.
             lease: how long a claim lasts without a renewal; a killed worker's run goes on after this long.
             chunk_timeout: a chunk that takes longer is no longer renewed; by default ten leases.
@@ -115,6 +119,11 @@ class _Batched:
                 were tried, which is judged from 100 items on. By default the first that fails does.
             throttle: `Throttle(rate=1000)` for at most so many items per second over the whole run, and
                 `Throttle(hold=...)` for what gives the run back for a while, such as a database in need.
+            delivery: what a crash may do to the function's effects. `"exactly-once"`, for writes through the chunk's
+                session, is the default; said so, it is refused where the kit's sessions are on another database.
+                `"at-least-once"` is for calls to other systems that may be repeated: no transaction is open during
+                them. `"at-most-once"` is for those that must not: each item is tried once, and after a crash recorded
+                as in doubt.
             version: change it when runs that are unfinished must not go on with this code, such as when `chunk.carry`
                 means something else; they wait and say so, until `resume(accept=True)` or workers of their version.
             describe_item: gives what is recorded of an item that failed, such as its id; by default its `repr`, or the
@@ -139,6 +148,7 @@ class _Batched:
             retry=retry,
             max_failures=max_failures,
             throttle=throttle,
+            delivery=delivery,
             version=version,
             describe_item=describe_item,
             finish=finish,
@@ -150,7 +160,7 @@ class _Batched:
         source: Callable[P, Source[T]],
         *,
         name: str | None = None,
-        chunk_size: int | Adaptive = ...,
+        chunk_size: int | Adaptive | None = None,
         slice_time: Duration = ...,
         lease: Duration = ...,
         chunk_timeout: Duration | None = None,
@@ -159,6 +169,7 @@ class _Batched:
         retry: Retrying | None = None,
         max_failures: float = ...,
         throttle: Throttle | None = None,
+        delivery: Delivery | None = None,
         version: str | int | None = None,
         describe_item: Callable[[T], object] | None = None,
         finish: Callable[Concatenate[Finish, P], object] | None = None,
@@ -169,7 +180,7 @@ class _Batched:
         source: Source[T],
         *,
         name: str | None = None,
-        chunk_size: int | Adaptive = ...,
+        chunk_size: int | Adaptive | None = None,
         slice_time: Duration = ...,
         lease: Duration = ...,
         chunk_timeout: Duration | None = None,
@@ -178,6 +189,7 @@ class _Batched:
         retry: Retrying | None = None,
         max_failures: float = ...,
         throttle: Throttle | None = None,
+        delivery: Delivery | None = None,
         version: str | int | None = None,
         describe_item: Callable[[T], object] | None = None,
         finish: Callable[[Finish], object] | None = None,
@@ -187,7 +199,7 @@ class _Batched:
         source: Callable[..., Source[Any]] | Source[Any],
         *,
         name: str | None = None,
-        chunk_size: int | Adaptive = _DEFAULT_CHUNK_SIZE,
+        chunk_size: int | Adaptive | None = None,
         slice_time: Duration = _DEFAULT_SLICE_TIME,
         lease: Duration = _DEFAULT_LEASE,
         chunk_timeout: Duration | None = None,
@@ -196,6 +208,7 @@ class _Batched:
         retry: Retrying | None = None,
         max_failures: float = 0,
         throttle: Throttle | None = None,
+        delivery: Delivery | None = None,
         version: str | int | None = None,
         describe_item: Callable[[Any], object] | None = None,
         finish: Callable[..., object] | None = None,
@@ -224,6 +237,7 @@ class _Batched:
             retry=retry,
             max_failures=max_failures,
             throttle=throttle,
+            delivery=delivery,
             version=version,
             describe_item=describe_item,
             finish=finish,
@@ -238,7 +252,7 @@ def _decorator(
     *,
     is_each: bool,
     name: str | None,
-    chunk_size: int | Adaptive,
+    chunk_size: int | Adaptive | None,
     slice_time: Duration,
     lease: Duration,
     chunk_timeout: Duration | None,
@@ -247,13 +261,14 @@ def _decorator(
     retry: Retrying | None,
     max_failures: float,
     throttle: Throttle | None,
+    delivery: Delivery | None,
     version: str | int | None,
     describe_item: Callable[[Any], object] | None,
     finish: Callable[..., object] | None,
 ) -> Callable[[Callable[..., object]], Any]:
     lease_seconds = _checked_seconds(lease, "lease")
     options = Options(
-        chunk_size=_checked_chunk_size(chunk_size),
+        chunk_size=_checked_chunk_size(_default_chunk_size(delivery) if chunk_size is None else chunk_size),
         slice_time=_checked_seconds(slice_time, "slice_time"),
         lease=lease_seconds,
         chunk_timeout=(
@@ -264,6 +279,7 @@ def _decorator(
         queue=_checked_name(queue, "queue"),
         max_failures=_checked_max_failures(max_failures),
         throttle=_checked_throttle(throttle),
+        delivery=_checked_delivery(delivery, retry),
         unique=unique,
         retry=_checked_retry(retry),
         version=_checked_version(version),
@@ -383,6 +399,25 @@ def _checked_chunk_size(chunk_size: object) -> int | Adaptive:
             f"chunk_size is the number of items per transaction, 1 or more, or Adaptive(...): got {chunk_size!r}"
         )
     return chunk_size
+
+
+def _default_chunk_size(delivery: Delivery | None) -> int | Adaptive:
+    # What is in doubt after a crash is a whole chunk.
+    return 1 if delivery == AT_MOST_ONCE else _DEFAULT_CHUNK_SIZE
+
+
+def _checked_delivery(delivery: object, retry: object) -> Delivery | None:
+    if delivery is None:
+        return None
+    for known in DELIVERIES:
+        if delivery == known:
+            if known == AT_MOST_ONCE and retry is not None:
+                raise InvalidJob(
+                    "retry=... tries items again, but delivery='at-most-once' calls the function once for each; "
+                    "leave retry out, or use delivery='at-least-once' with chunk.key(item)"
+                )
+            return known
+    raise InvalidJob(f"delivery is one of {', '.join(map(repr, DELIVERIES))}: got {delivery!r}")
 
 
 def _checked_max_failures(max_failures: object) -> float:

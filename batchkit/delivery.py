@@ -210,11 +210,13 @@ class _AtWork(threading.local):
 class Deliveries:
     """Works what messages bring."""
 
-    def __init__(self, store: Store, worker: Worker, queue: Queue, *, promise: str, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, store: Store, worker: Worker, queue: Queue, *, commits_together: bool, ready: Callable[[], None]
+    ) -> None:
         self._store = store
         self._worker = worker
         self._queue = queue
-        self._promise = promise
+        self._commits_together = commits_together
         self._ready = ready
         self._at_work = _AtWork()
 
@@ -323,7 +325,7 @@ class Deliveries:
         return self._join(message, job, params)
 
     def _new(self, job: Definition, params: str, *, start_key: str, message: str | None = None) -> NewRun:
-        return new_run(job, params, delivery=self._promise, start_key=start_key, message=message)
+        return new_run(job, params, commits_together=self._commits_together, start_key=start_key, message=message)
 
     # The slice
 

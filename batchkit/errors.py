@@ -237,9 +237,16 @@ class TooManyFailures(BatchkitError):
 class NoFailures(BatchkitError):
     """Raised when failures are to be tried again and none is open."""
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, run_id: str, *, in_doubt: int = 0) -> None:
         self.run_id = run_id
-        super().__init__(f"run {run_id} has no failures that are open, so there is nothing to try again")
+        self.in_doubt = in_doubt
+        mend = "there is nothing to try again"
+        if in_doubt:
+            mend = (
+                f"nothing is tried again; {in_doubt} are in doubt, and may have happened: where that does no harm, "
+                f"retry_failures(in_doubt=True), or batchkit retry-failures {run_id} --in-doubt"
+            )
+        super().__init__(f"run {run_id} has no failures that are open, so {mend}")
 
 
 class FailureResolved(BatchkitError):

@@ -8,6 +8,7 @@ from typing import Any
 
 from batchkit.chunk import Chunk
 from batchkit.describing import describe, describe_item
+from batchkit.doubts import Doubtful, write
 from batchkit.errors import TooManyFailures
 from batchkit.job import Definition
 from batchkit.model import FailedItem, Lease
@@ -107,7 +108,8 @@ class Isolation:
 
     def moved_on(self, items: int, seconds: float) -> None:
         """Take note that so many items were committed, after so many seconds."""
-        self._narrowing.committed(items, seconds)
+        if items:
+            self._narrowing.committed(items, seconds)
         self.tries = self._item_tries = 0
         self.is_apart = False
 
@@ -154,6 +156,30 @@ class Isolation:
             left = max(0, allowed - failed_before) if isinstance(allowed, int) else 0
             raise self._refused(lease, failed[min(left, len(failed) - 1)], count=count)
         self._failures.record(tx, lease, [each.item for each in failed])
+
+    def record_tried(
+        self, transaction: ChunkTransaction, lease: Lease, failed: Sequence[Failed], *, done: int
+    ) -> Refused | None:
+        """Record items that failed and are not tried again, and say whether these are more than the job allows."""
+        try:
+            self.record(transaction, lease, failed, done=done)
+        except Refused as refused:
+            self._failures.record(transaction.store_connection(), lease, [each.item for each in failed])
+            return refused
+        return None
+
+    def doubt(self, read: Read) -> str:
+        """Write down what is in doubt while the function is called for the items that were read."""
+        is_again = read.lease.failures_of is not None
+        doubtful = [
+            Doubtful(
+                cursor=read.cursors.write(cursor),
+                item=describe_item(item, self._job.options.describe_item),
+                failure_id=cursor if is_again else None,
+            )
+            for item, cursor in read.pairs
+        ]
+        return write(doubtful, after=read.lease.cursor)
 
     def _refused(self, lease: Lease, last: Failed, *, count: int) -> Refused:
         allowed, name = self._job.options.max_failures, self._job.name

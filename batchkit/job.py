@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 from batchkit.chunk import Chunk
 from batchkit.errors import DuplicateJob, JobNotFound
 from batchkit.params import pack, unpack
+from batchkit.promises import Delivery
 from batchkit.run import Run
 from batchkit.sizing import Adaptive
 from batchkit.sources.base import Source
@@ -36,6 +37,8 @@ class Options:
     queue: str
     #: how many items may fail before the run does: a number, or a share of the items that were tried
     max_failures: float = 0
+    #: what a crash may do to the effects of a chunk; None for what the kit can promise
+    delivery: Delivery | None = None
     #: whether a run may be alone with its params, or what of them makes the key that it may be alone with
     unique: bool | Callable[..., object] = False
     #: what else than faults of the database is tried again, and how often

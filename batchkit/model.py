@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NewType
 
+from batchkit.promises import Delivery
 from batchkit.states import PartitionKind, PartitionState, Request, RunState
 
 RunId = NewType("RunId", str)
@@ -43,20 +44,27 @@ class Progress:
     workers: int
     interruptions: int
     chunk_size: int | None
+    #: items that were begun, at most once, and of which a crash has left nobody knowing what became
+    in_doubt: int = 0
+
+    @property
+    def passed(self) -> int:
+        """The number of items that lie behind: done, failed or in doubt."""
+        return self.done + self.failed + self.in_doubt
 
     @property
     def percent(self) -> float | None:
-        """The share of items that are done or failed, 0 to 100."""
+        """The share of items that are done, failed or in doubt, 0 to 100."""
         if self.total is None:
             return None
-        return min(100.0, 100.0 * (self.done + self.failed) / self.total) if self.total else 100.0
+        return min(100.0, 100.0 * self.passed / self.total) if self.total else 100.0
 
     @property
     def eta(self) -> timedelta | None:
         """The time until the last item at the present rate."""
         if self.total is None or not self.rate:
             return None
-        left = max(0, self.total - self.done - self.failed)
+        left = max(0, self.total - self.passed)
         return timedelta(seconds=left / self.rate)
 
 
@@ -100,6 +108,8 @@ class Failure:
     retried_by: RunId | None = None
     #: when that succeeded
     resolved_at: datetime | None = None
+    #: whether nobody knows if it failed: its worker ended in the middle of it, and it is tried at most once
+    in_doubt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +123,8 @@ class FailedItem:
     attempts: int
     #: the recorded failure that it is, where failures are tried again
     failure_id: int | None = None
+    #: whether nobody knows if it failed
+    in_doubt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +137,7 @@ class RunRecord:
     queue: str
     state: RunState
     requested: Request | None
-    delivery: str
+    delivery: Delivery
     result: str | None
     error: RunError | None
     waiting_reason: str | None
@@ -135,6 +147,8 @@ class RunRecord:
     after: str | None
     limit: int | None
     is_dry_run: bool
+    #: whether the failures that it tries again are those in doubt, too
+    retries_in_doubt: bool
     retries: int
     retry_reason: str | None
     #: the queue's message that started it and waits to tell of its end, as the queue wrote it down
@@ -161,6 +175,7 @@ class Partition:
     worker: str | None
     lease_expires_at: datetime | None
     is_held: bool
+    in_doubt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +225,7 @@ class Lease:
     seconds: float
     job: str
     params: str
-    delivery: str
+    delivery: Delivery
     is_planned: bool
     identity: str | None
     fingerprint: str | None
@@ -220,6 +235,7 @@ class Lease:
     #: how many items the run works at most
     limit: int | None
     is_dry_run: bool
+    retries_in_doubt: bool
     cursor: str | None
     until: str | None
     seq: int
@@ -228,6 +244,9 @@ class Lease:
     carry: str
     #: how many items the last chunk took
     chunk_size: int | None
+    #: the items that the function is called for, at most once, as `batchkit.doubts` writes them down
+    doubt: str | None
+    in_doubt: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +259,8 @@ class Checkpoint:
     carry: str
     chunk_size: int
     rate: float
+    #: the items in front of the cursor that the function is going to be called for, at most once
+    doubt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +287,8 @@ class Position:
     done: int
     failed: int
     carry: str
+    doubt: str | None
+    in_doubt: int
     is_live: bool
 
 
@@ -276,7 +299,7 @@ class NewRun:
     job: str
     params: str
     queue: str
-    delivery: str
+    delivery: Delivery
     rerun_of: RunId | None = None
     #: the run whose failures are the items
     failures_of: RunId | None = None
@@ -294,6 +317,8 @@ class NewRun:
     limit: int | None = None
     #: whether every chunk is rolled back
     is_dry_run: bool = False
+    #: whether the failures that it tries again are those in doubt, too
+    retries_in_doubt: bool = False
     id: RunId = field(default_factory=new_run_id)
 
     @property

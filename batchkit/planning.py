@@ -64,7 +64,7 @@ def read_items(
     """Read the next items, at most *limit*, and no more than the run's own limit leaves."""
     if lease.limit is None:
         return list(source.read(after, limit, session))
-    limit = min(limit, lease.limit - lease.done - lease.failed)
+    limit = min(limit, lease.limit - lease.done - lease.failed - lease.in_doubt)
     # A source of the user's may give more than it is asked for.
     return list(source.read(after, limit, session))[:limit] if limit > 0 else []
 

@@ -50,7 +50,9 @@ class FailedItems:
         until = self._until if self._until is not None else self.upper(session) or 0
         self._places = {}
         while len(found) < limit:
-            failures = self._store.failures.still_open(self._run_id, after=last, until=until, limit=limit - len(found))
+            failures = self._store.failures.still_open(
+                self._run_id, after=last, until=until, limit=limit - len(found), in_doubt=self._lease.retries_in_doubt
+            )
             if not failures:
                 break
             last = failures[-1].id
@@ -64,11 +66,11 @@ class FailedItems:
 
     def count(self, _: Session) -> int:
         """Count the failures that are open."""
-        return self._store.failures.count_open(self._run_id)
+        return self._store.failures.count_open(self._run_id, in_doubt=self._lease.retries_in_doubt)
 
     def upper(self, _: Session) -> int | None:
         """Give the number of the newest failure that is open."""
-        return self._store.failures.last_open(self._run_id)
+        return self._store.failures.last_open(self._run_id, in_doubt=self._lease.retries_in_doubt)
 
     def until(self, upper: int) -> FailedItems:
         """Leave out what fails later."""

@@ -10,6 +10,7 @@ from typing import Protocol
 from batchkit.durations import Duration, seconds
 from batchkit.errors import RunNotCommitted, RunNotFound, WaitTimeout
 from batchkit.model import Failure, Partition, Progress, RunError, RunId, RunRecord, Transition
+from batchkit.promises import Delivery
 from batchkit.states import FINAL, Request, RunState
 from batchkit.values import loads
 
@@ -39,7 +40,7 @@ class Control(Protocol):
         """Start a new run of the same job with the same params."""
         ...
 
-    def retry_failures(self, run_id: RunId) -> Run:
+    def retry_failures(self, run_id: RunId, *, in_doubt: bool = False) -> Run:
         """Start a run whose items are the failures of another."""
         ...
 
@@ -163,8 +164,8 @@ class Run:
         return self._record.is_dry_run
 
     @property
-    def delivery(self) -> str:
-        """What is promised for the writes of its chunks: `exactly-once` or `at-least-once`."""
+    def delivery(self) -> Delivery:
+        """What is promised for the effects of its chunks: `exactly-once`, `at-least-once` or `at-most-once`."""
         return self._record.delivery
 
     @property
@@ -270,16 +271,20 @@ class Run:
         """
         return self._control.failures(self.id, after=after, limit=limit)
 
-    def retry_failures(self) -> Run:
+    def retry_failures(self, *, in_doubt: bool = False) -> Run:
         """
         Start a new run of the items that failed and are not done since, and of no others.
 
         It is linked to this one by `failures_of`, resolves what it does, and leaves here what fails again.
 
+        Args:
+            in_doubt: try those in doubt as well. They may have happened, so that they may happen twice.
+
         Raises:
             NoFailures: there are none.
+            RunActive: another unfinished run has its unique key, or tries the same failures at most once.
         """
-        return self._control.retry_failures(self.id)
+        return self._control.retry_failures(self.id, in_doubt=in_doubt)
 
     def partitions(self) -> Sequence[Partition]:
         """Read its partitions: the ranges of items, each with its cursor, counters and worker."""

@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 from batchkit.chunk import Chunk, Finish, at_hand
 from batchkit.cutting import ChunkCut, Cutter
 from batchkit.describing import describe, safe_text
+from batchkit.doubts import after_of
 from batchkit.each import work_each
 from batchkit.errors import (
     BatchkitError,
@@ -25,6 +26,7 @@ from batchkit.errors import (
     DatabaseUnavailable,
     FailureResolved,
     InvalidParams,
+    InvalidStart,
     LeaseLost,
     SourceChanged,
     WriteInsideChunk,
@@ -45,6 +47,7 @@ from batchkit.planning import (
     plan,
     read_items,
 )
+from batchkit.promises import AT_LEAST_ONCE, AT_MOST_ONCE, EXACTLY_ONCE, cannot_commit_together
 from batchkit.replaying import FailedItems
 from batchkit.retrying import StoppedWaiting, retry_by
 from batchkit.sizing import AdaptiveSizing, FixedSizing, Sizing
@@ -173,6 +176,7 @@ class _Slice:
         self._cutter = cutter
         self._held = held
         self._deadline = Deadline(slice_time)
+        self._is_at_most_once = lease.delivery == AT_MOST_ONCE
         self._chunks = 0
         self._items = 0
         self._rate = 0.0
@@ -236,6 +240,7 @@ class _Slice:
             params = self._job.params(self._lease.params)
         except InvalidParams as error:
             raise _Declined(error) from error
+        self._check_promise()
         source = make_source(self._job, params)
         if self._lease.failures_of is not None:
             source = self._failed_items(source)
@@ -249,6 +254,14 @@ class _Slice:
             raise _Declined(error) from error
         check_fingerprint(source, self._lease)
         return bounded(source, self._lease), params
+
+    def _check_promise(self) -> None:
+        """Let a run that another kit has started promise no more than this one's sessions can keep."""
+        if self._lease.delivery != EXACTLY_ONCE or self._around.sessions.is_ours:
+            return
+        if self._job.options.delivery == EXACTLY_ONCE:
+            raise _Declined(InvalidStart(cannot_commit_together(self._job.name)))
+        self._with_faults(lambda: self._around.store.runs.weaken(self._lease.run_id))
 
     def _failed_items(self, source: Source[Any]) -> Source[Any]:
         failed = FailedItems(source, self._around.store, self._lease, version=self._job.options.version)
@@ -286,11 +299,10 @@ class _Slice:
 
     def _next(self, reading: _Reading) -> Standing | None:
         """Commit the next chunk, or move past the next item that fails, once it is found; None where none is left."""
+        if self._is_at_most_once:
+            return self._next_at_most_once(reading)
         while True:
-            if self._around.stop.requested:
-                raise _Stopped
-            if self._timer.is_lost:
-                raise self._lease_lost()
+            self._check_goes_on()
             try:
                 return self._with_retries(lambda: self._chunk(reading))
             except ChunkFailed as failed:
@@ -302,6 +314,12 @@ class _Slice:
                 # Those before it are good.
                 self._isolation.stop_before(refused.index)
 
+    def _check_goes_on(self) -> None:
+        if self._around.stop.requested:
+            raise _Stopped
+        if self._timer.is_lost:
+            raise self._lease_lost()
+
     def _chunk(self, reading: _Reading) -> Standing | None:
         """Work the next chunk; None where there is none."""
         self._keep_pace()
@@ -312,7 +330,7 @@ class _Slice:
         began = self._chunk_began = time.perf_counter()
         transaction = self._open()
         try:
-            read = self._read(reading, transaction)
+            read = self._read(reading, transaction, self._lease)
             if not read.pairs:
                 self._cutter.chunk_ends()
                 transaction.rollback()
@@ -320,6 +338,8 @@ class _Slice:
             # Before the work: a cursor that cannot be stored is no fault of an item.
             cursor = read.last
             chunk = self._make_chunk(reading, read, transaction)
+            if self._job.options.delivery == AT_LEAST_ONCE:
+                transaction.end_reading()
             with self._blaming_items(read):
                 self._call(chunk, reading.params)
                 transaction.flush()
@@ -363,7 +383,8 @@ class _Slice:
             if not self._job.is_each:
                 self._job.function(chunk, **params)
                 return
-            is_apart = self._isolation.is_apart
+            # What is tried once must not lose what its neighbours wrote.
+            is_apart = self._isolation.is_apart or (self._is_at_most_once and len(chunk) > 1)
             work_each(self._job.function, chunk, params, is_apart=is_apart, is_of_chunk=self._is_of_chunk)
 
     def _is_of_chunk(self, error: Exception) -> bool:
@@ -372,11 +393,11 @@ class _Slice:
             return True
         return self._fault(error) is not None or self._is_ours(error)
 
-    def _read(self, reading: _Reading, transaction: ChunkTransaction) -> Read:
-        after = reading.cursors.read(self._lease.cursor)
+    def _read(self, reading: _Reading, transaction: ChunkTransaction, lease: Lease) -> Read:
+        after = reading.cursors.read(lease.cursor)
         limit, session = self._isolation.limit, transaction.session
-        pairs = read_items(reading.source, after, limit=limit, session=session, lease=self._lease)
-        return Read(pairs, reading.cursors, self._lease)
+        pairs = read_items(reading.source, after, limit=limit, session=session, lease=lease)
+        return Read(pairs, reading.cursors, lease)
 
     @contextmanager
     def _blaming_items(self, read: Read) -> Iterator[None]:
@@ -419,6 +440,129 @@ class _Slice:
         self._isolation.passed()
         return standing
 
+    # At most once
+
+    def _next_at_most_once(self, reading: _Reading) -> Standing | None:
+        """
+        Call the function for the next items, once; None where none is left.
+
+        What becomes of them is committed, whatever it is, before the next: done, failed, or in doubt.
+        """
+        while True:
+            self._check_goes_on()
+            marked = self._with_faults(lambda: self._mark(reading))
+            if marked is None:
+                return None
+            transaction, read = marked
+            try:
+                standing, refused = self._call_marked(reading, transaction, read)
+            except Exception as error:
+                if self._around.stop.is_interruption(error) or not self._is_ours_to_bear(error):
+                    raise
+                self._leave_in_doubt(error)
+                continue
+            if refused is not None:
+                raise self._too_many(refused)
+            return standing
+
+    def _mark(self, reading: _Reading) -> tuple[ChunkTransaction, Read] | None:
+        """
+        Move past the next items, and write down that they are in doubt, before anything is done for them.
+
+        Where that was committed already and its reply was lost, nothing was done for them yet: they are read again.
+        """
+        self._timer.chunk_begins()
+        self._cutter.chunk_begins()
+        self._after_commit = ()
+        self._chunk_began = time.perf_counter()
+        doubt = self._lease.doubt
+        lease = self._lease if doubt is None else replace(self._lease, cursor=after_of(doubt))
+        transaction = self._open()
+        try:
+            read = self._read(reading, transaction, lease)
+            self._cutter.chunk_ends()
+            if not read.pairs:
+                transaction.rollback()
+                return None
+            checkpoint = Checkpoint(
+                cursor=read.last,
+                done=0,
+                failed=0,
+                carry=lease.carry,
+                chunk_size=len(read.pairs),
+                rate=self._rate,
+                doubt=self._isolation.doubt(read),
+            )
+            moved, _ = transaction.checkpoint(self._around.store.leases, self._lease, checkpoint)
+            transaction.end_reading()
+        except BaseException as error:
+            self._undo(transaction, error)
+            raise
+        self._marked(moved)
+        return transaction, read
+
+    def _marked(self, lease: Lease) -> None:
+        self._lease = lease
+        self._cpu_at_checkpoint = time.process_time()
+        self._timer.checkpointed()
+
+    def _call_marked(
+        self, reading: _Reading, transaction: ChunkTransaction, read: Read
+    ) -> tuple[Standing, Refused | None]:
+        """Call the function, and commit what became of the items together with what it wrote."""
+        self._isolation.begin()
+        chunk = self._make_chunk(reading, read, transaction)
+        try:
+            failed = self._try_once(chunk, reading, read, transaction)
+            transaction.keep_nothing_of_dry_run()
+            refused = self._isolation.record_tried(transaction, self._lease, failed, done=len(chunk) - len(failed))
+            self._isolation.resolve(transaction, chunk, read)
+            checkpoint = self._checkpoint(read.last, chunk, seconds=time.perf_counter() - self._chunk_began)
+            moved, standing = transaction.checkpoint(self._around.store.leases, self._lease, checkpoint)
+            transaction.commit()
+        except BaseException as error:
+            self._undo(transaction, error)
+            raise
+        self._moved_on(moved)
+        return standing, refused
+
+    def _try_once(
+        self, chunk: Chunk[Any], reading: _Reading, read: Read, transaction: ChunkTransaction
+    ) -> Sequence[Failed]:
+        """Call the function, and give the items that have failed: where it raises, all of them."""
+        try:
+            self._cutter.chunk_begins()
+            self._call(chunk, reading.params)
+            transaction.flush()
+            self._cutter.chunk_ends()
+        except Exception as error:
+            self._cutter.chunk_ends()
+            for index in range(len(chunk)):
+                chunk.give_up(index, error)
+            chunk.carry = _read_carry(self._lease.carry)
+            failed = self._isolation.failed_in(chunk, read)
+            if self._around.stop.is_interruption(error):
+                raise
+            # Whether the connection is gone shows when it is to roll back.
+            transaction.rollback()
+            if self._is_ours_to_bear(error):
+                raise
+            return failed
+        self._after_commit = chunk.committed_calls
+        return self._isolation.failed_in(chunk, read)
+
+    def _is_ours_to_bear(self, error: Exception) -> bool:
+        """Tell whether an error is one of the database that we write to, and not of the items."""
+        return self._fault(error) is not None or self._is_ours(error)
+
+    def _leave_in_doubt(self, error: Exception) -> None:
+        """Record what the function was called for as in doubt, unless what became of it was committed after all."""
+        _logger.warning("a chunk is in doubt", extra={"run_id": self._lease.run_id}, exc_info=error)
+        if self._is_away(error):
+            self._held.discard()
+            self._adopt_position()
+        self._marked(self._with_faults(lambda: self._around.store.leases.leave_in_doubt(self._lease)))
+
     def _too_many(self, refused: Refused) -> BaseException:
         """Give the error that the run fails with: where no failures are allowed, it is that of the item."""
         self._failing_item = refused.item
@@ -446,7 +590,8 @@ class _Slice:
             transaction=transaction,
             run_id=self._lease.run_id,
             partition=self._lease.number,
-            number=self._lease.seq + 1,
+            # At most once it was moved once already for this chunk, and twice for those before it.
+            number=(self._lease.seq + 1) // 2 if self._is_at_most_once else self._lease.seq + 1,
             attempt=self._isolation.tries,
             carry=_read_carry(self._lease.carry),
             stopping=self._should_stop,
@@ -513,9 +658,10 @@ class _Slice:
             finish = Finish(
                 transaction=transaction,
                 run_id=self._lease.run_id,
-                done=sum(done for _, done, _ in rows),
-                failed=sum(failed for _, _, failed in rows),
-                carries=[_read_carry(carry) for carry, _, _ in rows],
+                done=sum(done for _, done, _, _ in rows),
+                failed=sum(failed for _, _, failed, _ in rows),
+                in_doubt=sum(in_doubt for _, _, _, in_doubt in rows),
+                carries=[_read_carry(carry) for carry, _, _, _ in rows],
                 is_dry_run=self._lease.is_dry_run,
             )
             result = dumps(self._job.finish(finish, **params), where="what finish returned")
@@ -625,17 +771,22 @@ class _Slice:
         is_ours = position.fence == self._lease.fence and position.holder == self._lease.holder
         if not is_ours or not position.is_live:
             raise self._lease_lost()
-        if position.seq > self._lease.seq:
-            self._moved_on(
-                replace(
-                    self._lease,
-                    seq=position.seq,
-                    cursor=position.cursor,
-                    done=position.done,
-                    failed=position.failed,
-                    carry=position.carry,
-                )
-            )
+        if position.seq <= self._lease.seq:
+            return
+        moved = replace(
+            self._lease,
+            seq=position.seq,
+            cursor=position.cursor,
+            done=position.done,
+            failed=position.failed,
+            carry=position.carry,
+            doubt=position.doubt,
+            in_doubt=position.in_doubt,
+        )
+        if moved.doubt is None:
+            self._moved_on(moved)
+        else:
+            self._marked(moved)
 
     def _read_position(self) -> Position:
         gives_up = Deadline(self._lease.seconds)

@@ -6,8 +6,9 @@ import hashlib
 
 from batchkit.errors import InvalidParams, InvalidStart, NotSerializable
 from batchkit.job import Definition
-from batchkit.model import NewRun, RunRecord
+from batchkit.model import NewRun, RunId, RunRecord
 from batchkit.planning import Cursors, make_source
+from batchkit.promises import EXACTLY_ONCE, cannot_commit_together, promised
 from batchkit.sources.base import Continued
 from batchkit.using import NO_TERMS, Terms
 from batchkit.values import dumps
@@ -20,7 +21,7 @@ def new_run(
     job: Definition,
     params: str,
     *,
-    delivery: str,
+    commits_together: bool,
     terms: Terms = NO_TERMS,
     start_key: str | None = None,
     message: str | None = None,
@@ -29,7 +30,8 @@ def new_run(
     Say what a start writes; *start_key* and *message* are those of a queue's message that makes it.
 
     Raises:
-        InvalidStart: the terms do not fit the job.
+        InvalidStart: the terms do not fit the job, or it asks for exactly once where chunks and their checkpoints
+            cannot commit together.
         InvalidParams: the job's unique key cannot be made of the params.
     """
     if terms.if_active == "return" and not job.options.unique:
@@ -37,11 +39,13 @@ def new_run(
             f"if_active='return' does nothing for {job.name}, of which any number of runs may be unfinished; "
             f"say what is unique: @batched(..., unique=True)"
         )
+    if job.options.delivery == EXACTLY_ONCE and not commits_together:
+        raise InvalidStart(cannot_commit_together(job.name))
     return NewRun(
         job=job.name,
         params=params,
         queue=terms.queue or job.options.queue,
-        delivery=delivery,
+        delivery=promised(job.options.delivery, commits_together=commits_together),
         start_key=start_key if terms.key is None else _KEYS_OF_USERS + _digest(job, terms.key),
         message=message,
         key=terms.key,
@@ -50,6 +54,11 @@ def new_run(
         limit=terms.limit,
         is_dry_run=terms.dry_run,
     )
+
+
+def key_of_retries(run_id: RunId) -> str:
+    """Give the unique key under which the failures of a run are tried again, one such run at a time."""
+    return hashlib.sha256(f"the failures of {run_id}".encode()).hexdigest()
 
 
 def is_same_start(job: Definition, record: RunRecord, new: NewRun) -> bool:

@@ -34,13 +34,21 @@ class Sight:
     rate: float | None
     chunk_size: int | None
     note: str = ""
+    in_doubt: int = 0
+
+    @property
+    def passed(self) -> int:
+        """How many items lie behind."""
+        return self.done + self.failed + self.in_doubt
 
     def __str__(self) -> str:
-        passed = self.done + self.failed
+        passed = self.passed
         total = "" if self.total is None else f"/{'~' if self.total_is_estimate else ''}{self.total:,}"
         parts = [f"{passed:,}{total} items"]
         if self.failed:
             parts.append(f"{self.failed:,} failed")
+        if self.in_doubt:
+            parts.append(f"{self.in_doubt:,} in doubt")
         if self.rate:
             parts.append(speed(self.rate))
             if self.total is not None:
@@ -105,7 +113,7 @@ class Bar:
         text = str(sight)
         now = time.monotonic()
         if text != self._shown and now - self._shown_at >= _LINE_EVERY_SECONDS:
-            percent = f"{100 * (sight.done + sight.failed) / sight.total:.1f} %, " if sight.total else ""
+            percent = f"{100 * sight.passed / sight.total:.1f} %, " if sight.total else ""
             self.say(f"{self._name}: {percent}{text}")
             self._shown_at, self._shown = now, text
 
@@ -140,6 +148,6 @@ class _Live(Progress):
     def draw(self, sight: Sight) -> None:
         self._details = Text(str(sight), style="dim", no_wrap=True, overflow="ellipsis")
         # An empty source has nothing to do, which is all of it.
-        total, passed = (1, 1) if sight.total == 0 else (sight.total, sight.done + sight.failed)
+        total, passed = (1, 1) if sight.total == 0 else (sight.total, sight.passed)
         self.update(self._task, total=total, completed=passed)
         self.refresh()

@@ -18,7 +18,18 @@ if TYPE_CHECKING:
     from batchkit.model import Failure
 
 _PAGE = 1000
-_COLUMNS = ("id", "item", "error_type", "message", "cursor", "partition", "attempts", "failed_at", "resolved_at")
+_COLUMNS = (
+    "id",
+    "item",
+    "error_type",
+    "message",
+    "cursor",
+    "partition",
+    "attempts",
+    "failed_at",
+    "resolved_at",
+    "in_doubt",
+)
 _SHOWN = 60
 
 
@@ -51,13 +62,21 @@ def failures(
         _show(run, found, limit=limit)
 
 
-def retry_failures(context: typer.Context, id_: RunIdPart, *, as_json: AsJson = False) -> None:
+def retry_failures(
+    context: typer.Context,
+    id_: RunIdPart,
+    *,
+    in_doubt: Annotated[
+        bool, typer.Option("--in-doubt", help="Also items that may have happened: these may happen twice.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Start a run of the items of another that failed, once what made them fail is mended."""
     from batchkit.cli.finding import find_run  # noqa: PLC0415  it brings SQLAlchemy
     from batchkit.cli.showing import run_facts  # noqa: PLC0415  it brings rich
 
     call = invocation(context)
-    run = find_run(call.kit(context, as_json=as_json), id_).retry_failures()
+    run = find_run(call.kit(context, as_json=as_json), id_).retry_failures(in_doubt=in_doubt)
     if as_json:
         call.print_json(run_facts(run))
     else:
@@ -87,13 +106,19 @@ def _show(run: Run, found: Iterator[Failure], *, limit: int) -> None:
     from batchkit.cli.showing import local, show_table  # noqa: PLC0415  it brings rich
 
     rows = [
-        [str(each.id), _short(each.item), _short(f"{each.error_type}: {each.message}"), local(each.failed_at)]
+        [
+            str(each.id),
+            _short(each.item),
+            _short(f"{each.error_type}: {each.message}"),
+            "yes" if each.in_doubt else "",
+            local(each.failed_at),
+        ]
         for each in islice(found, limit)
     ]
     if not rows:
         typer.echo(f"run {run.id} has no failures that are open", err=True)
         return
-    show_table(["id", "item", "error", "when"], rows)
+    show_table(["id", "item", "error", "in doubt", "when"], rows)
     if next(found, None) is not None:
         typer.echo(f"and more: --limit N, --csv or --json shows them (these are the first {limit})", err=True)
 

@@ -141,7 +141,7 @@ def _follow(run: Run) -> None:
     with Bar(run.job) as bar:
         while True:
             progress = run.progress
-            pace.add(progress.done + progress.failed)
+            pace.add(progress.passed)
             note = run.state.value if run.waiting_reason is None else f"{run.state}: {run.waiting_reason}"
             bar.show(
                 Sight(
@@ -152,6 +152,7 @@ def _follow(run: Run) -> None:
                     rate=pace.rate if run.state is RunState.RUNNING else None,
                     chunk_size=progress.chunk_size,
                     note=note,
+                    in_doubt=progress.in_doubt,
                 )
             )
             if run.has_ended:

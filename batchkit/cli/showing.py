@@ -83,6 +83,7 @@ def full_facts(run: Run, partitions: Iterable[Partition], history: Iterable[Tran
                 "cursor": plain(each.cursor),
                 "done": each.done,
                 "failed": each.failed,
+                "in_doubt": each.in_doubt,
                 "fence": each.fence,
                 "worker": each.worker,
                 "lease_expires_at": plain(each.lease_expires_at),
@@ -173,6 +174,7 @@ def show_run(run: Run, partitions: Sequence[Partition], history: Sequence[Transi
         "waits because": run.waiting_reason,
         "done": count(progress) + ("" if progress.percent is None else f" ({progress.percent:.1f} %)"),
         "failed items": (progress.failed and f"{progress.failed:,} (batchkit failures {run.id})") or None,
+        "in doubt": (progress.in_doubt and f"{progress.in_doubt:,} (batchkit failures {run.id})") or None,
         "tried again": (run.retries and f"{run.retries} times, last {run.retry_reason}") or None,
         "failures of": run.failures_of,
         "limit": run.limit and f"{run.limit:,} items",
@@ -254,6 +256,7 @@ def _progress_facts(progress: Progress) -> Facts:
     return {
         "done": progress.done,
         "failed": progress.failed,
+        "in_doubt": progress.in_doubt,
         "total": progress.total,
         "total_is_estimate": progress.total_is_estimate,
         "percent": _rounded(progress.percent),

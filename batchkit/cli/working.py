@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _DRAW_EVERY_SECONDS = 0.2
 _LOOK_EVERY_SECONDS = 1.0
 _PATIENCE_SECONDS = 2.0
+#: How many items are done, failed and in doubt where no chunk was committed.
+_NOWHERE = (0, 0, 0)
 
 
 def run_with_bar(kit: BatchKit, run: Run, *, again: str) -> int:
@@ -109,7 +111,7 @@ class Following:
         self._run = run
         self._stop = stop
         self._lock = threading.Lock()
-        self._positions: dict[int, tuple[int, int]] = {}
+        self._positions: dict[int, tuple[int, int, int]] = {}
         self._total = run.progress.total
         self._chunk_size: int | None = run.progress.chunk_size
         self._pace = Pace()
@@ -136,16 +138,16 @@ class Following:
     def watch(self, lease: Lease) -> None:
         """Note how far the worker is; called after each commit, so it must cost nothing."""
         with self._lock:
-            before = sum(self._positions.get(lease.number, (0, 0)))
-            self._positions[lease.number] = (lease.done, lease.failed)
-            self._chunk_size = lease.done + lease.failed - before
+            before = sum(self._positions.get(lease.number, _NOWHERE))
+            self._positions[lease.number] = (lease.done, lease.failed, lease.in_doubt)
+            self._chunk_size = sum(self._positions[lease.number]) - before
             self._total = lease.total
             self._pace.add(self._passed())
             self._heard_at = time.monotonic()
             self._note = ""
 
     def _passed(self) -> int:
-        return sum(done + failed for done, failed in self._positions.values())
+        return sum(map(sum, self._positions.values()))
 
     def _draw_until_over(self) -> None:
         while True:
@@ -165,9 +167,11 @@ class Following:
 
     def _sight(self) -> Sight:
         with self._lock:
+            done, failed, in_doubt = map(sum, zip(_NOWHERE, *self._positions.values(), strict=True))
             return Sight(
-                done=sum(done for done, _ in self._positions.values()),
-                failed=sum(failed for _, failed in self._positions.values()),
+                done=done,
+                failed=failed,
+                in_doubt=in_doubt,
                 total=self._total,
                 total_is_estimate=self._run.progress.total_is_estimate,
                 rate=self._pace.rate,
@@ -207,5 +211,5 @@ class Following:
 
     def _take(self, partitions: Sequence[Partition]) -> None:
         for each in partitions:
-            known = self._positions.get(each.number, (0, 0))
-            self._positions[each.number] = max(known, (each.done, each.failed))
+            known = self._positions.get(each.number, _NOWHERE)
+            self._positions[each.number] = max(known, (each.done, each.failed, each.in_doubt))

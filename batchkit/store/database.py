@@ -249,6 +249,8 @@ class HeldConnection:
         self._is_guarded = False
         self._torn: str | None = None
         self._is_begun = False
+        #: for a transaction that the next statement begins, how long it may be idle
+        self._idle_when_used: float | None = None
         self._began_at = 0.0
         self._held_seconds = 0.0
         #: whether the connection was found to be gone
@@ -277,6 +279,7 @@ class HeldConnection:
         """
         if self._connection is None:
             self._open()
+        self._idle_when_used = None
         try:
             self._database.dialect.begin(self._driver, lock_wait=None, idle=idle)
         except self._database.driver_error as error:
@@ -285,6 +288,17 @@ class HeldConnection:
         self._database.writing_threads.add(threading.get_ident())
         self._began_at = time.monotonic()
         self.began_at_epoch = time.time() + self._database.clock.shift()
+
+    def begin_when_used(self, *, idle: float) -> None:
+        """Have the next statement that SQLAlchemy sends, or `begin_now`, begin a transaction; until then none is."""
+        self._idle_when_used = idle
+        if not event.contains(self.connection, "before_cursor_execute", self._on_statement):
+            event.listen(self.connection, "before_cursor_execute", self._on_statement)
+
+    def begin_now(self) -> None:
+        """Begin the transaction that the next statement would begin, for statements that SQLAlchemy does not see."""
+        if self._idle_when_used is not None:
+            self.begin(idle=self._idle_when_used)
 
     def execute(self, statement: Rendered, values: Mapping[str, object]) -> Any:  # noqa: ANN401
         """Send *statement* straight to the driver and give its first row, or None."""
@@ -311,7 +325,8 @@ class HeldConnection:
         Raises:
             ChunkTorn: it did; what it wrote before may be committed or lost, and the chunk must not be counted.
         """
-        if self._torn is None and not self._database.dialect.is_in_transaction(self._driver):
+        is_ended = self._is_begun and not self._database.dialect.is_in_transaction(self._driver)
+        if self._torn is None and is_ended:
             self._torn = (
                 "the function ended the transaction with a statement of its own (COMMIT, DDL, a script), "
                 "or went on after an error that had ended it (a deadlock)"
@@ -328,6 +343,7 @@ class HeldConnection:
     def rollback(self) -> None:
         """Roll back; a connection that cannot do even that is thrown away."""
         self._is_begun = False
+        self._idle_when_used = None
         if self._connection is None:
             return
         if self._connection.closed:
@@ -386,8 +402,11 @@ class HeldConnection:
     def _forget(self) -> Connection | None:
         connection, self._connection, self._driver = self._connection, None, None
         self._is_guarded = self._is_begun = False
-        self._torn = None
+        self._torn = self._idle_when_used = None
         return connection
+
+    def _on_statement(self, *_: object) -> None:
+        self.begin_now()
 
     def _on_begin(self, _: Connection) -> None:
         if self._is_guarded:

@@ -28,7 +28,7 @@ class Failures:
         """
         for each in failed:
             if each.failure_id is None:
-                tx.execute(self._statements.insert_failure(lease, each))
+                tx.execute(self._statements.insert_failure(lease.run_id, lease.number, each))
             elif tx.execute(self._statements.fail_again(lease.run_id, each)).rowcount != 1:
                 raise FailureResolved(lease.run_id)
 
@@ -53,20 +53,21 @@ class Failures:
             rows = tx.execute(self._statements.failures(run_id, after=after, limit=limit)).mappings()
             return [Failure(**row) for row in rows]
 
-    def still_open(self, run_id: RunId, *, after: int, until: int, limit: int) -> list[Failure]:
+    def still_open(self, run_id: RunId, *, after: int, until: int, limit: int, in_doubt: bool) -> list[Failure]:
         """Read at most *limit* failures of a run that nobody has done since, behind *after* and up to *until*."""
         failure = self._database.tables.failure.c
-        statement = self._statements.open_failures(run_id).where(failure.id > after, failure.id <= until).limit(limit)
+        found = self._statements.open_failures(run_id, in_doubt=in_doubt)
+        statement = found.where(failure.id > after, failure.id <= until).limit(limit)
         with self._database.reading() as tx:
             return [Failure(**row) for row in tx.execute(statement).mappings()]
 
-    def last_open(self, run_id: RunId) -> int | None:
+    def last_open(self, run_id: RunId, *, in_doubt: bool) -> int | None:
         """Give the number of the newest failure that nobody has done since; None where there is none."""
         with self._database.reading() as tx:
-            found = tx.execute(self._statements.last_open_failure(run_id)).scalar_one()
+            found = tx.execute(self._statements.last_open_failure(run_id, in_doubt=in_doubt)).scalar_one()
         return None if found is None else int(found)
 
-    def count_open(self, run_id: RunId) -> int:
-        """Count the failures that nobody has done since."""
+    def count_open(self, run_id: RunId, *, in_doubt: bool) -> int:
+        """Count the failures that nobody has done since; with *in_doubt*, with those of which that is not known."""
         with self._database.reading() as tx:
-            return int(tx.execute(self._statements.count_open_failures(run_id)).scalar_one())
+            return int(tx.execute(self._statements.count_open_failures(run_id, in_doubt=in_doubt)).scalar_one())

@@ -80,8 +80,8 @@ class Leases:
             if before is None or claimed.rowcount != 1:
                 return None
             self._record_claim(tx, run, taken_from=before["worker"] if before["holder"] else None, worker=worker)
-            row = tx.execute(self._statements.read_partition(run_id, number)).mappings().one()
-            return _lease(run, row)
+            lease = _lease(run, tx.execute(self._statements.read_partition(run_id, number)).mappings().one())
+            return lease if lease.doubt is None else self._left_in_doubt(tx, lease)
 
     def plan(self, lease: Lease, plan: Plan) -> Lease:
         """
@@ -141,6 +141,7 @@ class Leases:
                 "carry_": checkpoint.carry,
                 "chunk_size_": checkpoint.chunk_size,
                 "rate_": checkpoint.rate,
+                "doubt_": checkpoint.doubt,
                 "lease_": lease.seconds,
             },
         )
@@ -154,6 +155,7 @@ class Leases:
             done=lease.done + checkpoint.done,
             failed=lease.failed + checkpoint.failed,
             carry=checkpoint.carry,
+            doubt=checkpoint.doubt,
         )
         return moved, Standing(RunState(state), None if requested is None else Request(requested))
 
@@ -181,6 +183,8 @@ class Leases:
             done=row["done"],
             failed=row["failed"],
             carry=row["carry"],
+            doubt=row["doubt"],
+            in_doubt=row["in_doubt"],
             is_live=bool(row["is_live"]),
         )
 
@@ -194,6 +198,17 @@ class Leases:
         if lease.seconds * 2 <= _LONGEST_LEASE:
             with self._database.transaction() as tx:
                 tx.execute(self._statements.lengthen(lease))
+
+    def leave_in_doubt(self, lease: Lease) -> Lease:
+        """
+        Record as in doubt what the function was called for.
+
+        Raises:
+            LeaseLost: the lease is over, or the partition has moved on; nothing was changed.
+        """
+        with self._database.transaction() as tx:
+            self._runs.lock(tx, lease.run_id)
+            return self._left_in_doubt(tx, lease)
 
     def release(
         self,
@@ -240,6 +255,7 @@ class Leases:
         with self._database.transaction() as tx:
             self._runs.lock(tx, lease.run_id)
             self._give_back(tx, lease, is_final=False, delay=0.0)
+            self._runs.doubts.settle(tx, lease.run_id)
             return self._runs.fail(tx, lease.run_id, error, worker=worker)
 
     def finish(self, tx: Connection, lease: Lease, *, result: str, worker: str) -> Standing | None:
@@ -262,9 +278,18 @@ class Leases:
         self._runs.succeed(tx, lease.run_id, result=result, worker=worker)
         return None
 
-    def carries(self, tx: Connection, lease: Lease) -> list[tuple[str, int, int]]:
-        """Read what each partition of items carries, and how many items it did and recorded as failures."""
+    def carries(self, tx: Connection, lease: Lease) -> list[tuple[str, int, int, int]]:
+        """Read what each partition of items carries, and how many items were done, failed and left in doubt."""
         return [tuple(row) for row in tx.execute(self._statements.read_carries(lease.run_id))]
+
+    def _left_in_doubt(self, tx: Connection, lease: Lease) -> Lease:
+        if lease.doubt is None:
+            return lease
+        doubts = self._runs.doubts
+        if not doubts.record(tx, lease.run_id, lease.number, fence=lease.fence, seq=lease.seq, doubt=lease.doubt):
+            raise _lost(lease)
+        row = tx.execute(self._statements.read_partition(lease.run_id, lease.number)).mappings().one()
+        return replace(lease, seq=row["seq"], doubt=row["doubt"], in_doubt=row["in_doubt"])
 
     def _give_back(self, tx: Connection, lease: Lease, *, is_final: bool, delay: float) -> None:
         state = PartitionState.FINAL if is_final else PartitionState.OPEN
@@ -325,6 +350,7 @@ def _lease(run: RowMapping, row: RowMapping) -> Lease:
         failures_of=run["failures_of"],
         limit=run["item_limit"],
         is_dry_run=bool(run["is_dry_run"]),
+        retries_in_doubt=bool(run["retries_in_doubt"]),
         cursor=row["cursor"],
         until=row["until"],
         seq=row["seq"],
@@ -332,6 +358,8 @@ def _lease(run: RowMapping, row: RowMapping) -> Lease:
         failed=row["failed"],
         carry=row["carry"],
         chunk_size=row["chunk_size"],
+        doubt=row["doubt"],
+        in_doubt=row["in_doubt"],
     )
 
 

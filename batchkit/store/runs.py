@@ -27,6 +27,7 @@ from batchkit.states import (
 )
 from batchkit.store.changes import Change
 from batchkit.store.database import Database
+from batchkit.store.doubts import Doubts
 from batchkit.store.statements import PATIENCE_SECONDS, Statements
 from batchkit.values import loads
 
@@ -45,6 +46,7 @@ class Runs:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._statements = Statements(database.tables, database.clock)
+        self.doubts = Doubts(database)
 
     def create(self, new: NewRun) -> None:
         """Write a queued run with its first partition."""
@@ -193,7 +195,9 @@ class Runs:
         """Take the run, locked by *tx*, to the state that its partitions ask for; give that state."""
         run = tx.execute(self._statements.read_run(run_id)).mappings().one()
         evicted = tx.execute(self._statements.evict(run_id)).rowcount
-        items_open, unfinished, held = tx.execute(self._statements.tally(run_id)).one()
+        items_open, unfinished, held, doubtful = tx.execute(self._statements.tally(run_id)).one()
+        if doubtful:
+            self.doubts.settle(tx, run_id)
         if not items_open and unfinished:
             tx.execute(self._statements.open_finish(run_id))
         state: RunState = run["state"]
@@ -307,6 +311,11 @@ class Runs:
         """Write down why a worker left the run to others."""
         with self._database.transaction() as tx:
             tx.execute(self._statements.explain_waiting(run_id, reason))
+
+    def weaken(self, run_id: RunId) -> None:
+        """Let a run that says `exactly-once` say `at-least-once`, since its chunks are committed in two databases."""
+        with self._database.transaction() as tx:
+            tx.execute(self._statements.weaken(run_id))
 
     def count_retry(self, run_id: RunId, reason: str) -> None:
         """Write down that a chunk is tried again, and why."""
@@ -449,6 +458,7 @@ class Runs:
                 worker=row["worker"],
                 lease_expires_at=row["lease_expires_at"],
                 is_held=bool(row["is_live"]),
+                in_doubt=row["in_doubt"],
             )
             for row in rows
         ]
@@ -582,6 +592,7 @@ def _record(row: RowMapping) -> RunRecord:
         after=row["start_after"],
         limit=row["item_limit"],
         is_dry_run=bool(row["is_dry_run"]),
+        retries_in_doubt=bool(row["retries_in_doubt"]),
         retries=row["retries"],
         retry_reason=row["retry_reason"],
         message=row["message"],
@@ -599,5 +610,6 @@ def _record(row: RowMapping) -> RunRecord:
             workers=row["workers"],
             interruptions=row["interruptions"],
             chunk_size=row["chunk_size"],
+            in_doubt=int(row["in_doubt"]),
         ),
     )

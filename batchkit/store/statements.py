@@ -15,6 +15,7 @@ from sqlalchemy import (
     bindparam,
     case,
     exists,
+    false,
     func,
     insert,
     literal,
@@ -30,6 +31,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import Select
 
 from batchkit.model import FailedItem, Lease, NewRun, Plan, Range, RunId, WakeUp
+from batchkit.promises import AT_LEAST_ONCE, EXACTLY_ONCE
 from batchkit.states import FINAL, WORKABLE, PartitionKind, PartitionState, Request, RunState
 from batchkit.store.clock import Clock, Later, UtcTime
 from batchkit.store.tables import Tables
@@ -81,6 +83,7 @@ class Statements:
             start_after=new.after,
             item_limit=new.limit,
             is_dry_run=new.is_dry_run,
+            retries_in_doubt=new.retries_in_doubt,
             created_at=self.clock.now(),
         )
 
@@ -97,6 +100,7 @@ class Statements:
             until=range_.until,
             done=0,
             failed=0,
+            in_doubt=0,
             seq=0,
             carry=_SHORTEST_CARRY,
             fence=0,
@@ -280,6 +284,7 @@ class Statements:
                 carry=bindparam("carry_", type_=Text),
                 chunk_size=bindparam("chunk_size_", type_=Integer),
                 rate=bindparam("rate_", type_=Float),
+                doubt=bindparam("doubt_", type_=Text),
                 lease_expires_at=self._renewed(bindparam("lease_", type_=Float)),
             )
         )
@@ -353,12 +358,13 @@ class Statements:
         )
 
     def tally(self, run_id: RunId) -> Select[Any]:
-        """Count a run's partitions of items that are open, those of any kind that are not final, and live leases."""
+        """Count a run's open partitions of items, those of any kind not final, live leases, and doubts left."""
         partition = self.partition.c
         counts: list[ColumnElement[Any]] = [
             _count_if(and_(partition.kind == PartitionKind.ITEMS, partition.state == PartitionState.OPEN)),
             _count_if(partition.state != PartitionState.FINAL),
             _count_if(self._is_live()),
+            _count_if(and_(partition.doubt.is_not(None), partition.holder.is_(None))),
         ]
         return select(*counts).where(partition.run_id == run_id)
 
@@ -423,6 +429,11 @@ class Statements:
     def explain_waiting(self, run_id: RunId, reason: str | None) -> Executable:
         """Write down why a worker left the run to others."""
         return update(self.run).where(self.run.c.id == run_id).values(waiting_reason=reason)
+
+    def weaken(self, run_id: RunId) -> Executable:
+        """Write down that a run cannot keep what it promises, and what it can."""
+        run = self.run.c
+        return update(self.run).where(run.id == run_id, run.delivery == EXACTLY_ONCE).values(delivery=AT_LEAST_ONCE)
 
     def count_retry(self, run_id: RunId, reason: str) -> Executable:
         """Count a chunk that is tried again."""
@@ -518,11 +529,11 @@ class Statements:
 
     # Failures
 
-    def insert_failure(self, lease: Lease, failed: FailedItem) -> Executable:
-        """Record an item that failed."""
+    def insert_failure(self, run_id: RunId, partition: int, failed: FailedItem) -> Executable:
+        """Record an item that failed, or is in doubt."""
         return insert(self.failure).values(
-            run_id=lease.run_id,
-            partition=lease.number,
+            run_id=run_id,
+            partition=partition,
             after=failed.after,
             cursor=failed.cursor,
             item=failed.item,
@@ -531,6 +542,7 @@ class Statements:
             traceback=failed.error.traceback,
             attempts=failed.attempts,
             failed_at=self.clock.now(),
+            in_doubt=failed.in_doubt,
         )
 
     def fail_again(self, run_id: RunId, failed: FailedItem) -> Executable:
@@ -545,6 +557,7 @@ class Statements:
                 traceback=failed.error.traceback,
                 attempts=failure.attempts + failed.attempts,
                 failed_at=self.clock.now(),
+                in_doubt=failed.in_doubt,
                 retried_by=run_id,
             )
         )
@@ -558,20 +571,39 @@ class Statements:
             .values(retried_by=run_id, resolved_at=self.clock.now())
         )
 
-    def open_failures(self, run_id: RunId) -> Select[Any]:
-        """Read the failures of a run that are not resolved, oldest first."""
-        failure = self.failure
-        return select(failure).where(failure.c.run_id == run_id, failure.c.resolved_at.is_(None)).order_by(failure.c.id)
+    def open_failures(self, run_id: RunId, *, in_doubt: bool) -> Select[Any]:
+        """Read the failures of a run that are not resolved, oldest first; *in_doubt*: those that may be none, too."""
+        return select(self.failure).where(*self._is_open(run_id, in_doubt=in_doubt)).order_by(self.failure.c.id)
 
-    def last_open_failure(self, run_id: RunId) -> Select[Any]:
+    def last_open_failure(self, run_id: RunId, *, in_doubt: bool) -> Select[Any]:
         """Read the number of the newest failure of a run that is not resolved."""
-        failure = self.failure.c
-        return select(func.max(failure.id)).where(failure.run_id == run_id, failure.resolved_at.is_(None))
+        return select(func.max(self.failure.c.id)).where(*self._is_open(run_id, in_doubt=in_doubt))
 
-    def count_open_failures(self, run_id: RunId) -> Select[Any]:
+    def count_open_failures(self, run_id: RunId, *, in_doubt: bool) -> Select[Any]:
         """Count the failures of a run that are not resolved."""
-        failure = self.failure.c
-        return select(func.count()).where(failure.run_id == run_id, failure.resolved_at.is_(None))
+        return select(func.count()).where(*self._is_open(run_id, in_doubt=in_doubt))
+
+    def left_in_doubt(self, run_id: RunId) -> Select[Any]:
+        """Read what is in doubt in the partitions of a run that nobody holds."""
+        partition = self.partition.c
+        return select(partition.number, partition.fence, partition.seq, partition.doubt).where(
+            partition.run_id == run_id, partition.doubt.is_not(None), partition.holder.is_(None)
+        )
+
+    def count_doubt(self, run_id: RunId, number: int, *, fence: int, seq: int, items: int) -> Executable:
+        """Count what is in doubt in a partition, and have done with it; no row where it has moved on meanwhile."""
+        partition = self.partition.c
+        return (
+            update(self.partition)
+            .where(
+                partition.run_id == run_id,
+                partition.number == number,
+                partition.fence == fence,
+                partition.seq == seq,
+                partition.doubt.is_not(None),
+            )
+            .values(in_doubt=partition.in_doubt + items, doubt=None, seq=partition.seq + 1)
+        )
 
     def failures(self, run_id: RunId, *, after: int, limit: int) -> Select[Any]:
         """Read the failures of a run, and those that it tried again for another, oldest first."""
@@ -687,6 +719,7 @@ class Statements:
             self.run,
             self._of_items(func.coalesce(func.sum(partition.done), 0)).label("done"),
             self._of_items(func.coalesce(func.sum(partition.failed), 0)).label("failed"),
+            self._of_items(func.coalesce(func.sum(partition.in_doubt), 0)).label("in_doubt"),
             self._of_items(_count_if(self._is_live())).label("workers"),
             self._of_items(func.sum(case((self._is_live(), partition.rate)))).label("rate"),
             self._of_items(func.max(partition.chunk_size)).label("chunk_size"),
@@ -705,7 +738,7 @@ class Statements:
         """Read what the partitions of a run's items carry, and their counters."""
         partition = self.partition.c
         return (
-            select(partition.carry, partition.done, partition.failed)
+            select(partition.carry, partition.done, partition.failed, partition.in_doubt)
             .where(partition.run_id == run_id, partition.kind == PartitionKind.ITEMS)
             .order_by(partition.number)
         )
@@ -717,6 +750,11 @@ class Statements:
     def read_transition(self, number: int) -> Select[Any]:
         """Read one change of a run's state."""
         return select(self.transition).where(self.transition.c.id == number)
+
+    def _is_open(self, run_id: RunId, *, in_doubt: bool) -> list[ColumnElement[bool]]:
+        failure = self.failure.c
+        known: list[ColumnElement[bool]] = [] if in_doubt else [failure.in_doubt.is_(false())]
+        return [failure.run_id == run_id, failure.resolved_at.is_(None), *known]
 
     def _of_items(self, value: ColumnElement[Any]) -> ColumnElement[Any]:
         of_run = (self.partition.c.run_id == self.run.c.id, self.partition.c.kind == PartitionKind.ITEMS)

@@ -122,6 +122,8 @@ def tables(schema: str | None = None) -> Tables:
         Column("item_limit", BigInteger),
         # Whether every chunk is rolled back.
         Column("is_dry_run", Boolean, nullable=False, server_default=false()),
+        # Whether the failures that it tries again are those, too, of which nobody knows whether they happened.
+        Column("retries_in_doubt", Boolean, nullable=False, server_default=false()),
         # That message, as its queue wrote it down, so that it can be sent again.
         Column("message", LONG_TEXT),
         # When to send the message of an ended run again; nothing is left to announce where this is empty.
@@ -168,6 +170,9 @@ def tables(schema: str | None = None) -> Tables:
         Column("wake_no", BigInteger, nullable=False, server_default="0"),
         # When a wake-up that nobody has claimed with is sent again.
         Column("resend_at", UtcTime),
+        # At most once: the items that the function is called for right now, and how many were left so by a crash.
+        Column("doubt", LONG_TEXT),
+        Column("in_doubt", BigInteger, nullable=False, server_default="0"),
         PrimaryKeyConstraint("run_id", "number"),
         ForeignKeyConstraint(["run_id"], [run.c.id], ondelete="CASCADE"),
         Index("ix_batchkit_partition_due", "state", "due_at"),
@@ -204,6 +209,8 @@ def tables(schema: str | None = None) -> Tables:
         # The run that tried it again last, and when that succeeded.
         Column("retried_by", _ID),
         Column("resolved_at", UtcTime),
+        # Whether it is not known to have failed: its worker ended in the middle of it.
+        Column("in_doubt", Boolean, nullable=False, server_default=false()),
         Index("ix_batchkit_failure_run", "run_id", "id"),
         Index("ix_batchkit_failure_retried_by", "retried_by", "id"),
         **MYSQL_OPTIONS,

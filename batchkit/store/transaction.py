@@ -85,7 +85,27 @@ class ChunkTransaction:
     @property
     def connection(self) -> Connection:
         """The Core connection that `session` writes through."""
-        return self._held.connection if self._is_joined else self.session.connection()
+        if not self._is_joined:
+            return self.session.connection()
+        # A cursor of the driver's, which can be had from it, begins nothing.
+        self._held.begin_now()
+        return self._held.connection
+
+    def end_reading(self) -> None:
+        """
+        Commit, and let the next statement begin again: until then no lock is held and no transaction is idle.
+
+        What the session has loaded stays, and stays its own.
+        """
+        if self._is_joined:
+            self._held.commit()
+            self._held.begin_when_used(idle=self._idle)
+            return
+        expires, self.session.expire_on_commit = self.session.expire_on_commit, False
+        self.session.commit()
+        self.session.expire_on_commit = expires
+        if self._held.is_begun:
+            self._held.commit()
 
     def store_connection(self) -> Connection:
         """Give the connection to the store's own tables, in a transaction that commits with this one."""

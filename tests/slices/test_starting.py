@@ -376,7 +376,7 @@ def test_a_param_that_the_job_has_got_since_counts_with_its_default(kit: BatchKi
     run = job(before, work_before).start()
     definition = JOBS[job(numbers, work).name]
     for params, is_same in (({}, True), ({"label": "y"}, False), ({"n": 5}, False)):
-        wanted = new_run(definition, definition.pack((), params), delivery="exactly-once")
+        wanted = new_run(definition, definition.pack((), params), commits_together=True)
         assert is_same is is_same_start(definition, kit._store.runs.load(run.id), wanted)  # noqa: SLF001  the record
 
 

@@ -28,6 +28,7 @@ from batchkit import (
     rows,
     span,
 )
+from batchkit.promises import Delivery
 from batchkit.queues import InlineQueue, LocalQueue
 from batchkit.sources import Source
 
@@ -98,7 +99,7 @@ assert_type(normalize.using(limit=100, dry_run=True, after=5).start(domain="exam
 assert_type(normalize.using(session=scoped_session(sessionmaker())).start(domain="x").is_dry_run, bool)
 
 
-@batched(span(0, 1000))
+@batched(span(0, 1000), delivery="at-most-once")
 def count(chunk: Chunk[int]) -> None:
     """Count."""
     assert_type(sum(chunk), int)
@@ -124,6 +125,9 @@ def spell(chunk: Chunk[str]) -> None:
 
 
 run = kit.run("01")
+assert_type(run.delivery, Delivery)
+assert_type(run.progress.in_doubt, int)
+assert_type(run.retry_failures(in_doubt=True), Run)
 assert_type(run.progress, Progress)
 assert_type(run.progress.percent, "float | None")
 assert_type(run.state, RunState)

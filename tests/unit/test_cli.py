@@ -89,6 +89,13 @@ def picky(chunk: Chunk[int], n: int, fails: bool = False) -> None:
             chunk.fail(item, f"item {item}\\nis [bold]bad[/bold]")
 
 
+@batched(few, delivery="at-most-once")
+def charge(chunk: Chunk[int], n: int) -> None:
+    if chunk[0] == 3 and not os.path.exists("charged"):
+        open("charged", "w").close()
+        raise KeyboardInterrupt
+
+
 @batched(few, name="shop.orders.clean")
 def first(chunk: Chunk[int], n: int) -> None:
     pass
@@ -125,6 +132,7 @@ RUN_SHAPE = [
 PROGRESS_SHAPE = [
     "done",
     "failed",
+    "in_doubt",
     "total",
     "total_is_estimate",
     "percent",
@@ -487,6 +495,7 @@ def test_the_json_of_a_failed_run_holds_the_error_and_show_adds_partitions_and_h
         "cursor",
         "done",
         "failed",
+        "in_doubt",
         "fence",
         "worker",
         "lease_expires_at",
@@ -692,6 +701,31 @@ def test_failures_that_are_tried_again_are_no_longer_listed(batchkit: Batchkit):
     mended.unlink()
     assert ["3"] == [each["item"] for each in json.loads(batchkit("failures", run_id, "--json").out)]
     assert 10 == len(json.loads(batchkit("failures", run_id, "--json", "--all").out))
+
+
+def test_what_is_in_doubt_is_shown_and_tried_again_on_demand_only(batchkit: Batchkit):
+    assert 75 == batchkit("run", "charge", "n=5").code
+    (facts,) = json.loads(batchkit("runs", "--job", "cliapp.charge", "--json").out)
+    run_id = facts["id"]
+    assert 0 == batchkit("resume", run_id).code
+    facts = json.loads(batchkit("show", run_id, "--json").out)
+    assert ("at-most-once", 4, 0, 1) == (
+        facts["delivery"],
+        *(facts["progress"][each] for each in ("done", "failed", "in_doubt")),
+    )
+    assert 1 == facts["partitions"][0]["in_doubt"]
+    shown = batchkit("show", run_id).out
+    assert "1 (batchkit failures" in shown
+    assert "at-most-once" in shown
+    assert [(True, "3")] == [
+        (each["in_doubt"], each["item"]) for each in json.loads(batchkit("failures", run_id, "--json").out)
+    ]
+    assert ["in", "doubt"] == batchkit("failures", run_id).out.splitlines()[0].split()[3:5]
+    refused = batchkit("retry-failures", run_id)
+    assert (2, True) == (refused.code, f"batchkit retry-failures {run_id} --in-doubt" in refused.err)
+    again = batchkit("retry-failures", run_id, "--in-doubt").out.strip()
+    assert 0 == batchkit("resume", again).code
+    assert [] == json.loads(batchkit("failures", run_id, "--json").out)
 
 
 def test_a_run_without_failures_says_so(batchkit: Batchkit):

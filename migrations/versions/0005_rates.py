@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from batchkit.store.clock import UtcTime
 from batchkit.store.steps import add_column, drop_column
 
-revision = "0008"
+revision = "0005"
 down_revision = "0004"
 branch_labels = None
 depends_on = None
