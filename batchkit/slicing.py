@@ -471,11 +471,13 @@ class _Slice:
 
         Where that was committed already and its reply was lost, nothing was done for them yet: they are read again.
         """
+        doubt = self._lease.doubt
+        if doubt is None:
+            self._keep_pace()
         self._timer.chunk_begins()
         self._cutter.chunk_begins()
         self._after_commit = ()
         self._chunk_began = time.perf_counter()
-        doubt = self._lease.doubt
         lease = self._lease if doubt is None else replace(self._lease, cursor=after_of(doubt))
         transaction = self._open()
         try:
@@ -517,7 +519,8 @@ class _Slice:
             transaction.keep_nothing_of_dry_run()
             refused = self._isolation.record_tried(transaction, self._lease, failed, done=len(chunk) - len(failed))
             self._isolation.resolve(transaction, chunk, read)
-            checkpoint = self._checkpoint(read.last, chunk, seconds=time.perf_counter() - self._chunk_began)
+            took = time.perf_counter() - self._chunk_began
+            checkpoint = self._checkpoint(read.last, chunk, seconds=took + self._waited)
             moved, standing = transaction.checkpoint(self._around.store.leases, self._lease, checkpoint)
             transaction.commit()
         except BaseException as error:
