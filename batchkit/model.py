@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import NewType
 
 from batchkit.states import PartitionKind, PartitionState, Request, RunState
+from batchkit.suspicion import Suspicion
 
 RunId = NewType("RunId", str)
 
@@ -228,6 +229,8 @@ class Lease:
     carry: str
     #: how many items the last chunk took
     chunk_size: int | None
+    #: what is known of a place that workers died at
+    suspicion: Suspicion | None = None
 
 
 @dataclass(frozen=True, slots=True)

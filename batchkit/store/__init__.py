@@ -16,6 +16,7 @@ from batchkit.store.leases import Leases
 from batchkit.store.outbox import Tx, after_commit, session_itself
 from batchkit.store.runs import Runs
 from batchkit.store.schema import Schema
+from batchkit.store.suspects import Suspects
 from batchkit.store.tables import tables
 from batchkit.store.transaction import ChunkTransaction, Sessions
 
@@ -34,6 +35,7 @@ __all__ = [
     "Server",
     "Sessions",
     "Store",
+    "Suspects",
     "Tx",
     "after_commit",
     "session_itself",
@@ -50,6 +52,7 @@ class Store:
         self.runs = Runs(self.database)
         self.leases = Leases(self.database, self.runs)
         self.failures = Failures(self.database)
+        self.suspects = Suspects(self.database)
         self.health = Health(self.database)
 
     def connection_of(self, session: Session) -> Tx:

@@ -166,6 +166,8 @@ def tables(schema: str | None = None) -> Tables:
         Column("wake_no", BigInteger, nullable=False, server_default="0"),
         # When a wake-up that nobody has claimed with is sent again.
         Column("resend_at", UtcTime),
+        # What is known of a place that workers died at, as JSON; empty nearly everywhere.
+        Column("suspicion", LONG_TEXT),
         PrimaryKeyConstraint("run_id", "number"),
         ForeignKeyConstraint(["run_id"], [run.c.id], ondelete="CASCADE"),
         Index("ix_batchkit_partition_due", "state", "due_at"),
