@@ -30,6 +30,7 @@ from batchkit.slicing import Ending, Outcome
 from batchkit.states import RunState
 from batchkit.stopping import Stop, stopped_by_signals
 from batchkit.store import Clock, Health, Sessions, Store
+from batchkit.suspicion import Death
 from batchkit.sweep import Swept, sweep
 from batchkit.using import NO_TERMS, Terms
 from batchkit.worker import Worker
@@ -260,10 +261,10 @@ class BatchKit:
             return self._worker.work_run(run_id, stop=stop)
         return self._worker.work_run(run_id, stop=stop, watch=watch)
 
-    def end_leases_of(self, worker: str) -> None:
-        """End the leases of a worker that is known to be gone, and wake others up for its runs."""
+    def end_leases_of(self, worker: str, *, death: Death = Death.UNSEEN) -> None:
+        """End the leases of a worker that is known to be gone, and how, and wake others up for its runs."""
         for run_id in self._store.runs.held_by(worker):
-            state = self._store.leases.end_leases_of(worker, run_id)
+            state = self._store.leases.end_leases_of(worker, run_id, death=death)
             _logger.info("a worker is gone", extra={"run_id": run_id, "worker": worker, "state": state.value})
         self.recover()
 

@@ -127,9 +127,9 @@ class Controls:
         """Have a run end at its next chunk boundary."""
         self._store.runs.cancel(run_id)
 
-    def resume(self, run_id: RunId, *, accept: bool = False) -> None:
-        """Let a paused or failed run go on; with *accept*, with what its job gives now."""
-        if self._store.runs.resume(run_id, accept=accept) is RunState.QUEUED:
+    def resume(self, run_id: RunId, *, accept: bool = False, skip: bool = False) -> None:
+        """Let a paused or failed run go on; with *accept*, with what its job gives now; with *skip*, past a killer."""
+        if self._store.runs.resume(run_id, accept=accept, skip=skip) is RunState.QUEUED:
             wake_run(self._store, self._queue, run_id)
 
     def partitions(self, run_id: RunId) -> Sequence[Partition]:

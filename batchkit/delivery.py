@@ -20,6 +20,7 @@ from batchkit.starting import new_run
 from batchkit.states import FINAL, RunState
 from batchkit.stopping import Stopping
 from batchkit.store import Store
+from batchkit.suspicion import Death
 from batchkit.sweep import wake_run
 from batchkit.telling import Telling
 from batchkit.values import loads
@@ -170,8 +171,8 @@ class Kit(Protocol):
         """Sweep once."""
         ...
 
-    def end_leases_of(self, worker: str) -> None:
-        """End the leases of a worker that is known to be gone, and wake others up for its runs."""
+    def end_leases_of(self, worker: str, *, death: Death) -> None:
+        """End the leases of a worker that is known to be gone, and how, and wake others up for its runs."""
         ...
 
     def waiting(self, run_id: RunId, partition: int) -> list[WakeUp]:

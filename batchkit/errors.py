@@ -234,6 +234,27 @@ class TooManyFailures(BatchkitError):
         )
 
 
+class WorkerKilled(BatchkitError):
+    """Recorded of what has killed its worker process each time that it was tried, alone and several times."""
+
+    def __init__(self, run_id: str, *, what: str) -> None:
+        self.run_id = run_id
+        super().__init__(
+            f"{what} of run {run_id} has killed its worker process again and again (out of memory, a crash in C code, "
+            f"os._exit); it is not tried any more"
+        )
+
+
+class NothingToSkip(BatchkitError):
+    """Raised when a run is to skip the item that kills its workers, and there is none."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        super().__init__(
+            f"run {run_id} knows of no item that has killed its workers, so there is nothing to skip; resume it without"
+        )
+
+
 class NoFailures(BatchkitError):
     """Raised when failures are to be tried again and none is open."""
 

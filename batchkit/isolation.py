@@ -124,6 +124,10 @@ class Isolation:
         """Let the next chunk end in front of the item at *index*, which makes the run fail."""
         self._narrowing.take(index)
 
+    def take_one(self) -> None:
+        """Let the next chunk take one item, whatever its size is."""
+        self._narrowing.take(1)
+
     def passed(self) -> None:
         """Take note that the item that fails was recorded and is behind."""
         self._narrowing.passed()
@@ -139,9 +143,19 @@ class Isolation:
         """Give the items that the function itself has given up, in their order."""
         return [self._failed_item(error, index, read) for index, error in sorted(chunk.failed.items())]
 
-    def record(self, transaction: ChunkTransaction, lease: Lease, failed: Sequence[Failed], *, done: int) -> None:
+    def record(
+        self,
+        transaction: ChunkTransaction,
+        lease: Lease,
+        failed: Sequence[Failed],
+        *,
+        done: int,
+        is_wanted: bool = False,
+    ) -> None:
         """
         Record items that failed, beside *done* others that did not, in the transaction that moves past them.
+
+        Those that a person *wanted* recorded are not too many.
 
         Raises:
             Refused: the job does not allow so many.
@@ -152,7 +166,7 @@ class Isolation:
         tx = transaction.store_connection()
         done_before, failed_before = self._failures.tally(tx, lease.run_id)
         count, allowed = failed_before + len(failed), self._job.options.max_failures
-        if _is_too_many(count, of=done_before + done + count, allowed=allowed):
+        if not is_wanted and _is_too_many(count, of=done_before + done + count, allowed=allowed):
             left = max(0, allowed - failed_before) if isinstance(allowed, int) else 0
             raise self._refused(lease, failed[min(left, len(failed) - 1)], count=count)
         self._failures.record(tx, lease, [each.item for each in failed])

@@ -10,6 +10,7 @@ from typing import NewType
 
 from batchkit.promises import Delivery
 from batchkit.states import PartitionKind, PartitionState, Request, RunState
+from batchkit.suspicion import Suspicion
 
 RunId = NewType("RunId", str)
 
@@ -247,6 +248,8 @@ class Lease:
     #: the items that the function is called for, at most once, as `batchkit.doubts` writes them down
     doubt: str | None
     in_doubt: int
+    #: what is known of a place that workers died at
+    suspicion: Suspicion | None = None
 
 
 @dataclass(frozen=True, slots=True)

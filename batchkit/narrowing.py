@@ -49,9 +49,10 @@ class Narrowing:
 
     def committed(self, items: int, seconds: float) -> None:
         """Take note that a chunk of *items* was committed after *seconds*."""
-        self._exactly = 0
+        was_told, self._exactly = bool(self._exactly), 0
         if not self._suspects:
-            self._sizing.took(items, seconds)
+            if not was_told:
+                self._sizing.took(items, seconds)
             return
         self._suspects = max(0, self._suspects - items)
         if not self._suspects:

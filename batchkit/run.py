@@ -28,8 +28,8 @@ class Control(Protocol):
         """Have a run stop at its next chunk boundary."""
         ...
 
-    def resume(self, run_id: RunId, *, accept: bool = False) -> None:
-        """Let a paused or failed run go on; with *accept*, with what its job gives now."""
+    def resume(self, run_id: RunId, *, accept: bool = False, skip: bool = False) -> None:
+        """Let a paused or failed run go on; with *accept*, with what its job gives now; with *skip*, past a killer."""
         ...
 
     def cancel(self, run_id: RunId) -> None:
@@ -228,7 +228,7 @@ class Run:
         self._control.pause(self.id)
         return self.refresh()
 
-    def resume(self, *, accept: bool = False) -> Run:
+    def resume(self, *, accept: bool = False, skip: bool = False) -> Run:
         """
         Let it go on behind the last committed item, after a pause or a failure; takes back a pause not yet seen.
 
@@ -236,12 +236,15 @@ class Run:
             accept: go on with what the job gives now, though its source, key, version or content is another than the
                 one that the run began with. Its cursor must mean the same there. A run that workers have left waiting
                 for that reason can be resumed so as well.
+            skip: record the item that has killed its workers as a failure, which max_failures does not judge, and go on
+                behind it.
 
         Raises:
             IllegalTransition: it is neither paused nor failed.
             RunActive: another unfinished run has its unique key.
+            NothingToSkip: no item of it is known to have killed its workers.
         """
-        self._control.resume(self.id, accept=accept)
+        self._control.resume(self.id, accept=accept, skip=skip)
         return self.refresh()
 
     def cancel(self) -> Run:

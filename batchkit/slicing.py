@@ -15,6 +15,7 @@ from functools import partial
 from hashlib import blake2b
 from typing import Any, TypeVar, cast
 
+from batchkit.caution import Caution
 from batchkit.chunk import Chunk, Finish, at_hand
 from batchkit.cutting import ChunkCut, Cutter
 from batchkit.describing import describe, safe_text
@@ -29,6 +30,7 @@ from batchkit.errors import (
     InvalidStart,
     LeaseLost,
     SourceChanged,
+    WorkerKilled,
     WriteInsideChunk,
 )
 from batchkit.isolation import ChunkFailed, Failed, Isolation, Read, Refused
@@ -134,8 +136,17 @@ def work_slice(lease: Lease, *, job: Definition, around: Surroundings, slice_tim
     timer = LeaseTimer(around.store.leases, lease, chunk_timeout=job.options.chunk_timeout)
     cutter = Cutter(around.stop, grace=around.grace)
     held = HeldConnection(around.store.database, lease.run_id)
-    with timer, cutter:
-        slice_ = _Slice(lease, job=job, around=around, timer=timer, cutter=cutter, held=held, slice_time=slice_time)
+    with timer, cutter, Caution(around.store, around.stop) as caution:
+        slice_ = _Slice(
+            lease,
+            job=job,
+            around=around,
+            timer=timer,
+            cutter=cutter,
+            caution=caution,
+            held=held,
+            slice_time=slice_time,
+        )
         try:
             return slice_.work()
         finally:
@@ -166,6 +177,7 @@ class _Slice:
         around: Surroundings,
         timer: LeaseTimer,
         cutter: Cutter,
+        caution: Caution,
         held: HeldConnection,
         slice_time: float | None,
     ) -> None:
@@ -174,6 +186,7 @@ class _Slice:
         self._around = around
         self._timer = timer
         self._cutter = cutter
+        self._caution = caution
         self._held = held
         self._deadline = Deadline(slice_time)
         self._is_at_most_once = lease.delivery == AT_MOST_ONCE
@@ -304,6 +317,8 @@ class _Slice:
         while True:
             self._check_goes_on()
             try:
+                if self._caution.is_at_killer(self._lease):
+                    return self._with_faults(lambda: self._pass_killer(reading))
                 return self._with_retries(lambda: self._chunk(reading))
             except ChunkFailed as failed:
                 if self._isolation.is_found(failed) and failed.item is not None:
@@ -323,6 +338,7 @@ class _Slice:
     def _chunk(self, reading: _Reading) -> Standing | None:
         """Work the next chunk; None where there is none."""
         self._keep_pace()
+        self._lease = self._caution.before_chunk(self._lease, self._isolation)
         self._timer.chunk_begins()
         self._cutter.chunk_begins()
         self._isolation.begin()
@@ -412,7 +428,22 @@ class _Slice:
                 raise
             raise self._isolation.failed(error, read) from error
 
-    def _pass(self, failed: Failed, refused: ChunkFailed) -> Standing:
+    def _pass_killer(self, reading: _Reading) -> Standing | None:
+        """Move past an item without working it; None where it is not there any more."""
+        is_wanted = self._lease.suspicion is not None and self._lease.suspicion.is_to_skip
+        self._lease = self._caution.before_chunk(self._lease, self._isolation)
+        transaction = self._open()
+        try:
+            read = self._read(reading, transaction, self._lease)
+        finally:
+            transaction.rollback()
+        if not read.pairs:
+            return None
+        what = f"the item behind the cursor {self._lease.cursor}"
+        refused = self._isolation.failed(WorkerKilled(self._lease.run_id, what=what), read)
+        return None if refused.item is None else self._pass(refused.item, refused, is_wanted=is_wanted)
+
+    def _pass(self, failed: Failed, refused: ChunkFailed, *, is_wanted: bool = False) -> Standing:
         """
         Move past the one item that fails, and record it in the same transaction.
 
@@ -423,7 +454,7 @@ class _Slice:
         self._after_commit = ()
         transaction = self._open()
         try:
-            self._isolation.record(transaction, self._lease, [failed], done=0)
+            self._isolation.record(transaction, self._lease, [failed], done=0, is_wanted=is_wanted)
             checkpoint = Checkpoint(
                 cursor=failed.item.cursor, done=0, failed=1, carry=self._lease.carry, chunk_size=1, rate=self._rate
             )
@@ -654,6 +685,7 @@ class _Slice:
                 )
             )
         leases = self._around.store.leases
+        self._lease = self._caution.before_step(self._lease)
         self._cutter.chunk_begins()
         transaction = self._open()
         try:
@@ -839,6 +871,7 @@ class _Slice:
 
     def _lost(self, error: LeaseLost) -> Outcome:
         _logger.warning("a lease was lost", extra={"run_id": self._lease.run_id, "fence": self._lease.fence})
+        self._quietly(lambda: self._caution.is_alive_after_all(self._lease))
         # A process that was stopped used no CPU time meanwhile. One that did was kept from renewing by its own code.
         was_working = time.process_time() - self._cpu_at_checkpoint > self._lease.seconds / 2
         if self._timer.is_stuck:

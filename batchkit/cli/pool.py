@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from batchkit.cli.deaths import Deaths
 from batchkit.cli.ending import DONE, INTERRUPTED
 from batchkit.cli.parent import PARENT_VARIABLE
 
@@ -24,18 +25,20 @@ _LONGEST_BACKOFF_SECONDS = 10.0
 _GOOD_LIFE_SECONDS = 5.0
 
 
-def work_in_children(command: Sequence[str], processes: int) -> int:
+def work_in_children(command: Sequence[str], processes: int, *, deaths: Deaths) -> int:
     """
     Keep *processes* children that run *command* alive until SIGTERM or SIGINT, wait for them, and give the exit code.
 
     Each signal is handed on to them: the first has them stop after the chunk in flight, the second rolls it back.
+    *deaths* is told of those that die.
     """
-    places = [_Place(number, command) for number in range(1, processes + 1)]
+    places = [_Place(number, command, deaths) for number in range(1, processes + 1)]
     with _signals() as signals:
         handed_on = 0
         while True:
             while handed_on < len(signals):
                 handed_on += 1
+                deaths.stop()
                 for place in places:
                     place.stop()
             for place in places:
@@ -52,6 +55,7 @@ class _Place:
 
     number: int
     command: Sequence[str]
+    deaths: Deaths
     child: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     backoff: float = 0.0
@@ -91,6 +95,7 @@ class _Place:
         self.backoff = min(max(_FIRST_BACKOFF_SECONDS, self.backoff * 2), _LONGEST_BACKOFF_SECONDS) * died_at_once
         self.is_due_at = time.monotonic() + self.backoff
         self.child = None
+        self.deaths.report(child.pid)
         _logger.log(
             logging.INFO if is_stopping else logging.WARNING,
             "a worker process ended" if is_stopping else "a worker process died; another takes its place",

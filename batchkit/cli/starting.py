@@ -111,6 +111,9 @@ def resume(
     accept: Annotated[
         bool, typer.Option("--accept", help="Go on with the source that the job has now: the cursor means the same.")
     ] = False,
+    skip: Annotated[
+        bool, typer.Option("--skip", help="Record the item that kills its workers as a failure and go on behind it.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Let a paused, failed or interrupted run go on. With the built-in queue it is worked here, with a live bar."""
@@ -125,8 +128,8 @@ def resume(
     if works_here and found.job not in kit.jobs:
         raise JobNotFound(found.job, known=kit.jobs)
     # One that is queued, or whose worker may have died, needs a worker and nothing else.
-    if accept or found.state not in {RunState.QUEUED, RunState.RUNNING} or found.requested is Request.PAUSE:
-        found.resume(accept=accept)
+    if accept or skip or found.state not in {RunState.QUEUED, RunState.RUNNING} or found.requested is Request.PAUSE:
+        found.resume(accept=accept, skip=skip)
     if works_here:
         raise typer.Exit(_work_here(call, kit, found, as_json=as_json))
     if as_json:

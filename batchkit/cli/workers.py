@@ -45,11 +45,13 @@ def work(
     # Tables that are not there, or a database that cannot be reached, are told here and now, not by each child.
     kit.runs(limit=1)
     if wanted > 1:
+        from batchkit.cli.deaths import Deaths  # noqa: PLC0415  only here
         from batchkit.cli.pool import work_in_children  # noqa: PLC0415  only here
 
         kit.close()
         options = [part for name in queue or [] for part in ("--queue", name)]
-        raise typer.Exit(work_in_children(call.module_command("work", "--processes", "1", *options), wanted))
+        command = call.module_command("work", "--processes", "1", *options)
+        raise typer.Exit(work_in_children(command, wanted, deaths=Deaths(kit)))
     try:
         kit.work(queues=queue or None)
     except KeyboardInterrupt:

@@ -18,6 +18,7 @@ from batchkit.store.outbox import Tx, after_commit, session_itself
 from batchkit.store.rates import Rates
 from batchkit.store.runs import Runs
 from batchkit.store.schema import Schema
+from batchkit.store.suspects import Suspects
 from batchkit.store.tables import tables
 from batchkit.store.transaction import ChunkTransaction, Sessions
 
@@ -38,6 +39,7 @@ __all__ = [
     "Server",
     "Sessions",
     "Store",
+    "Suspects",
     "Tx",
     "after_commit",
     "session_itself",
@@ -54,6 +56,7 @@ class Store:
         self.runs = Runs(self.database)
         self.leases = Leases(self.database, self.runs)
         self.failures = Failures(self.database)
+        self.suspects = Suspects(self.database)
         self.health = Health(self.database)
         self.rates = Rates(self.database)
 

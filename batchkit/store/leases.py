@@ -16,6 +16,8 @@ from batchkit.states import WORKABLE, PartitionKind, PartitionState, Request, Ru
 from batchkit.store.database import Database, HeldConnection, Rendered
 from batchkit.store.runs import Runs
 from batchkit.store.statements import Statements
+from batchkit.store.suspects import Suspects
+from batchkit.suspicion import Death, Suspicion
 
 #: How long a living worker's lost lease may make the next ones, in seconds.
 _LONGEST_LEASE = 3600.0
@@ -32,6 +34,7 @@ class Leases:
         self._database = database
         self._runs = runs
         self._statements = Statements(database.tables, database.clock)
+        self._suspects = Suspects(database)
         dialect, statements = database.dialect, self._statements
         self._checkpoint = Rendered(
             statements.checkpoint_with_standing(one_writer=dialect.has_one_writer)
@@ -73,6 +76,10 @@ class Leases:
             if run is None or run["state"] not in WORKABLE or run["requested"] is not None:
                 return None
             before = tx.execute(self._statements.read_partition(run_id, number)).mappings().one_or_none()
+            is_takeover = before is not None and before["holder"] is not None and not before["is_live"]
+            if before is not None and is_takeover and self._suspects.book_end(tx, before) is not None:
+                self._runs.settle(tx, run_id, reason="an item kills its workers", worker=None, is_interrupt=True)
+                return None
             token = secrets.token_hex(16)
             claimed = tx.execute(
                 self._statements.claim(run_id, number, holder=token, worker=worker, seconds=seconds, wake_no=wake_no)
@@ -238,12 +245,14 @@ class Leases:
                 tx.execute(self._statements.explain_waiting(lease.run_id, reason))
             return state
 
-    def end_leases_of(self, worker: str, run_id: RunId) -> RunState:
-        """End the leases of a worker that is known to be gone on a run at once; give the run's state."""
+    def end_leases_of(self, worker: str, run_id: RunId, *, death: Death = Death.UNSEEN) -> RunState:
+        """End the leases of a worker that is known to be gone, and how, on a run at once; give the run's state."""
         with self._database.transaction() as tx:
             self._runs.lock(tx, run_id)
             tx.execute(self._statements.expire(worker, run_id))
-            return self._runs.settle(tx, run_id, reason=f"{worker} is gone", worker=None, is_interrupt=True)
+            return self._runs.settle(
+                tx, run_id, reason=f"{worker} is gone", worker=None, is_interrupt=True, dead=worker, death=death
+            )
 
     def fail(self, lease: Lease, error: RunError, *, worker: str) -> RunState:
         """
@@ -333,6 +342,7 @@ class Leases:
 
 
 def _lease(run: RowMapping, row: RowMapping) -> Lease:
+    suspicion = Suspicion.read(row["suspicion"])
     return Lease(
         run_id=RunId(run["id"]),
         number=row["number"],
@@ -357,9 +367,11 @@ def _lease(run: RowMapping, row: RowMapping) -> Lease:
         done=row["done"],
         failed=row["failed"],
         carry=row["carry"],
-        chunk_size=row["chunk_size"],
         doubt=row["doubt"],
         in_doubt=row["in_doubt"],
+        # What is taken one at a time says nothing of the size.
+        chunk_size=row["chunk_size"] if suspicion is None else suspicion.size or row["chunk_size"],
+        suspicion=suspicion,
     )
 
 

@@ -29,6 +29,8 @@ from batchkit.store.changes import Change
 from batchkit.store.database import Database
 from batchkit.store.doubts import Doubts
 from batchkit.store.statements import PATIENCE_SECONDS, Statements
+from batchkit.store.suspects import Suspects
+from batchkit.suspicion import Death
 from batchkit.values import loads
 
 R = TypeVar("R")
@@ -47,6 +49,7 @@ class Runs:
         self._database = database
         self._statements = Statements(database.tables, database.clock)
         self.doubts = Doubts(database)
+        self._suspects = Suspects(database)
 
     def create(self, new: NewRun) -> None:
         """Write a queued run with its first partition."""
@@ -132,30 +135,32 @@ class Runs:
         """
         return self._ask(run_id, Request.CANCEL, RunState.CANCELLED)
 
-    def resume(self, run_id: RunId, *, accept: bool = False) -> RunState:
+    def resume(self, run_id: RunId, *, accept: bool = False, skip: bool = False) -> RunState:
         """
         Queue a paused or failed run again, or take back a pause that its workers have not seen yet.
 
-        With *accept* it goes on with whatever its job gives now, also one that is queued.
+        With *accept* it goes on with whatever its job gives now, also one that is queued. With *skip* the item that has
+        killed its workers is recorded as a failure, untried; without it such an item is tried as if it never had.
 
         Raises:
             RunNotFound, IllegalTransition
+            NothingToSkip: no item is known to have killed its workers.
             RunActive: another unfinished run has its unique key.
         """
         try:
-            return self._resume(run_id, accept=accept)
+            return self._resume(run_id, accept=accept, skip=skip)
         except IntegrityError:
             with self._database.reading() as tx:
                 rival = tx.execute(self._statements.active_rival(run_id)).scalar_one_or_none()
             if rival is None:
                 # It has ended meanwhile.
-                return self._resume(run_id, accept=accept)
+                return self._resume(run_id, accept=accept, skip=skip)
             raise RunActive(rival, job=self.load(run_id).job, resumed=run_id) from None
 
-    def _resume(self, run_id: RunId, *, accept: bool) -> RunState:
+    def _resume(self, run_id: RunId, *, accept: bool, skip: bool) -> RunState:
         with self._database.transaction() as tx:
             run = self._lock_existing(tx, run_id)
-            if run["state"] is RunState.RUNNING and run["requested"] is Request.PAUSE and not accept:
+            if run["state"] is RunState.RUNNING and run["requested"] is Request.PAUSE and not (accept or skip):
                 tx.execute(self._statements.request(run_id, None))
                 return RunState.RUNNING
             if run["state"] is RunState.RUNNING:
@@ -164,6 +169,7 @@ class Runs:
             if run["state"] is not RunState.QUEUED or not accept:
                 self._queue_again(tx, run_id, run["state"], reason="resumed, as it is now" if accept else "resumed")
             tx.execute(self._statements.make_due(run_id))
+            self._suspects.let_go_on(tx, run_id, skip=skip)
             if accept:
                 tx.execute(self._statements.forget_meaning(run_id))
                 tx.execute(self._statements.explain_waiting(run_id, None))
@@ -191,9 +197,29 @@ class Runs:
             return None
         return tx.execute(self._statements.read_run(run_id)).mappings().one()
 
-    def settle(self, tx: Connection, run_id: RunId, *, reason: str, worker: str | None, is_interrupt: bool) -> RunState:
-        """Take the run, locked by *tx*, to the state that its partitions ask for; give that state."""
+    def settle(
+        self,
+        tx: Connection,
+        run_id: RunId,
+        *,
+        reason: str,
+        worker: str | None,
+        is_interrupt: bool,
+        dead: str | None = None,
+        death: Death = Death.UNSEEN,
+    ) -> RunState:
+        """
+        Take the run, locked by *tx*, to the state that its partitions ask for; give that state.
+
+        *death* is what is known of the end of the worker *dead*. Where an item may have killed its workers, and nobody
+        saw it, a person must say what is to become of it: that is a pause.
+        """
+        for_person = self._suspects.book(tx, run_id, worker=dead, death=death)
         run = tx.execute(self._statements.read_run(run_id)).mappings().one()
+        if for_person is not None and run["requested"] is not Request.CANCEL and run["state"] is RunState.RUNNING:
+            tx.execute(self._statements.request(run_id, Request.PAUSE))
+            tx.execute(self._statements.explain_waiting(run_id, for_person))
+            run = tx.execute(self._statements.read_run(run_id)).mappings().one()
         evicted = tx.execute(self._statements.evict(run_id)).rowcount
         items_open, unfinished, held, doubtful = tx.execute(self._statements.tally(run_id)).one()
         if doubtful:
@@ -208,7 +234,7 @@ class Runs:
                 run_id,
                 state,
                 after,
-                reason=_reason(after, reason),
+                reason=for_person if for_person and after is RunState.PAUSED else _reason(after, reason),
                 worker=worker,
                 interruptions=int((is_interrupt or bool(evicted)) and after is RunState.QUEUED),
                 **self._ending(after),

@@ -320,6 +320,30 @@ class Statements:
             )
         )
 
+    # Suspecting
+
+    def ended(self, run_id: RunId) -> Select[Any]:
+        """Read the partitions of a run whose holders' leases have run out."""
+        partition = self.partition.c
+        return select(self.partition).where(partition.run_id == run_id, partition.holder.is_not(None), self._is_free())
+
+    def suspects(self, run_id: RunId) -> Select[Any]:
+        """Read the partitions of a run that are suspected of something."""
+        return select(self.partition).where(self.partition.c.run_id == run_id, self.partition.c.suspicion.is_not(None))
+
+    def suspect(self, run_id: RunId, number: int, fence: int, suspicion: str | None) -> Executable:
+        """Write down what a partition is suspected of, unless it was claimed meanwhile."""
+        partition = self.partition.c
+        return (
+            update(self.partition)
+            .where(partition.run_id == run_id, partition.number == number, partition.fence == fence)
+            .values(suspicion=suspicion)
+        )
+
+    def suspect_held(self, lease: Lease, suspicion: str | None) -> Executable:
+        """Write down what a partition is suspected of, where it is still its holder's."""
+        return update(self.partition).where(self._is_held_by(lease)).values(suspicion=suspicion)
+
     # Settling
 
     def evict(self, run_id: RunId) -> Executable:
@@ -339,12 +363,12 @@ class Statements:
         )
 
     def held_by(self, worker: str) -> Select[Any]:
-        """Find the runs that a worker holds leases on."""
+        """Find the runs that a worker holds leases on, or did when they ran out."""
         run, partition = self.run.c, self.partition.c
         return (
             select(partition.run_id)
             .join(self.run, run.id == partition.run_id)
-            .where(run.state == RunState.RUNNING, partition.worker == worker, self._is_live())
+            .where(run.state == RunState.RUNNING, partition.worker == worker)
             .distinct()
         )
 

@@ -173,6 +173,8 @@ def tables(schema: str | None = None) -> Tables:
         # At most once: the items that the function is called for right now, and how many were left so by a crash.
         Column("doubt", LONG_TEXT),
         Column("in_doubt", BigInteger, nullable=False, server_default="0"),
+        # What is known of a place that workers died at, as JSON; empty nearly everywhere.
+        Column("suspicion", LONG_TEXT),
         PrimaryKeyConstraint("run_id", "number"),
         ForeignKeyConstraint(["run_id"], [run.c.id], ondelete="CASCADE"),
         Index("ix_batchkit_partition_due", "state", "due_at"),

@@ -8,7 +8,7 @@ from batchkit.store.steps import add_column, drop_column
 from batchkit.store.tables import LONG_TEXT
 
 revision = "0007"
-down_revision = "0005"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 

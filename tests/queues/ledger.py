@@ -21,6 +21,8 @@ from sqlalchemy import (
     text,
 )
 
+from batchkit.suspicion import Suspicion
+
 metadata = MetaData()
 item = Table("item", metadata, Column("id", Integer, primary_key=True), Column("times", Integer, nullable=False))
 #: Items of many runs: each run does those of its batch.
@@ -103,6 +105,18 @@ def runs_locked(url: str) -> Iterator[None]:
     with open_ledger(url) as tx:
         tx.execute(text("LOCK TABLE batchkit_run IN ACCESS EXCLUSIVE MODE"))
         yield
+
+
+def let_leases_run_out(url: str) -> None:
+    """Let the time of all leases be over."""
+    with open_ledger(url) as tx:
+        tx.execute(text("UPDATE batchkit_partition SET lease_expires_at = now() - interval '1 second'"))
+
+
+def suspicion(url: str) -> Suspicion | None:
+    """Give what is known of the place that the only partition does not get past."""
+    with open_ledger(url) as tx:
+        return Suspicion.read(tx.execute(text("SELECT suspicion FROM batchkit_partition")).scalar_one())
 
 
 def is_lock_wanted(url: str) -> bool:

@@ -14,7 +14,7 @@ from sqlalchemy import select, update
 
 from batchkit import BatchKit, Chunk, Finish, Source, batched, rows
 from batchkit.queues import RQQueue
-from tests.queues import ledger
+from tests.queues import killing, ledger
 from tests.queues.ledger import batch_item, calls, item
 
 LEASE_SECONDS = float(os.environ.get("TEST_LEASE", "3"))
@@ -145,3 +145,15 @@ def sleeps(seconds: float) -> None:
     note("sleeps begins")
     time.sleep(seconds)
     note("sleeps ends")
+
+
+@batched(killing.items, name="kills", chunk_size=20, lease=30, max_failures=1)
+def kills(chunk: Chunk[int], way: str) -> None:
+    """Kill the process at one item, and allow that to fail."""
+    killing.work(chunk, way)
+
+
+@batched(killing.items, name="kills-and-fails", chunk_size=20, lease=30)
+def kills_and_fails(chunk: Chunk[int], way: str) -> None:
+    """Kill the process at one item."""
+    killing.work(chunk, way)

@@ -125,6 +125,11 @@ class Crew:
         command = [sys.executable, "-m", "rq.cli", "worker-pool", "-u", self.env["TEST_BROKER"], "-n", str(number)]
         return self._start([*command, *options, "default"], ready="Listening on", env=None)
 
+    def work(self, app: str, *options: str) -> QueueWorker:
+        """Start workers of the built-in queue."""
+        command = [sys.executable, "-m", "batchkit", "-A", app, "work", *options]
+        return self._start(command, ready="a worker process started", env=None)
+
     def supervisor(self, app: str) -> QueueWorker:
         """Start the process that sweeps for RQ."""
         command = [sys.executable, "-m", "batchkit", "-A", app, "supervise"]

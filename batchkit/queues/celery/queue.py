@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import TYPE_CHECKING, Any, cast
 
 from celery import current_app, current_task, signals
@@ -27,6 +28,7 @@ from batchkit.queues.celery.message import (
 from batchkit.queues.celery.request import SliceRequest
 from batchkit.queues.celery.shutdown import is_stopping
 from batchkit.queues.celery.sweeper import Sweeper
+from batchkit.suspicion import Death
 from batchkit.telling import Telling
 from batchkit.worker import worker_name
 
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("batchkit")
 _DEFAULT = "default"
+#: What kills every process of a worker takes a moment for it: who lives longer than that was not killed as well.
+_OUTLIVED_SECONDS = 0.5
 #: What Celery keeps of the params that people see, by default.
 _LONGEST_REPR = 1024
 
@@ -171,9 +175,10 @@ class CeleryQueue:
             # What autoretry_for has put around it. A failed run waits for resume(), and is told of when it has failed.
             task.run = task._orig_run  # noqa: SLF001  there is no other way to take it back
 
-    def _on_child_lost(self, request: SliceRequest) -> bool:
+    def _on_child_lost(self, request: SliceRequest, death: Death) -> bool:
         """End the leases of a child that is gone: its runs need not wait for them to run out."""
-        if self._sweeper is None:
+        sweeper = self._sweeper
+        if sweeper is None:
             return True
         pid = getattr(request, "worker_pid", None)
         headers = headers_of(request.context)
@@ -182,10 +187,15 @@ class CeleryQueue:
             hops = headers.get(HOPS, 0)
             if hops >= MOST_HOPS:
                 return False
-            self._sweeper.do_soon(lambda: self._send_start_again(request, hops + 1))
+            sweeper.do_soon(lambda: self._send_start_again(request, hops + 1))
         if pid is not None:
-            self._sweeper.do_soon(lambda: self._attached.end_leases_of(worker_name(pid)))
+            soon = threading.Timer(_OUTLIVED_SECONDS, sweeper.do_soon, [lambda: self._end_leases(pid, death)])
+            soon.daemon = True
+            soon.start()
         return True
+
+    def _end_leases(self, pid: int, death: Death) -> None:
+        self._attached.end_leases_of(worker_name(pid), death=Death.SHUTDOWN if is_stopping() else death)
 
     def _send_start_again(self, request: SliceRequest, hops: int) -> None:
         """Send a copy of a message that starts a run; where the run was written, the copy joins it."""

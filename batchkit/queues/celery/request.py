@@ -11,6 +11,8 @@ from celery.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
+from batchkit.suspicion import Death
+
 _logger = logging.getLogger("batchkit")
 
 
@@ -34,23 +36,25 @@ class SliceRequest(Request):  # type: ignore[misc]  # Celery has no types
         error = exc_info.exception
         error = error.exc if isinstance(error, ExceptionWithTraceback) else error
         is_lost = isinstance(error, (WorkerLostError, TimeLimitExceeded, SystemExit, KeyboardInterrupt))
-        if not is_lost or not self._give_up():
+        # A time limit is somebody's wish, and says nothing of the item: it may only take long.
+        death = Death.CHILD if isinstance(error, WorkerLostError) else Death.UNSEEN
+        if not is_lost or not self._give_up(death):
             return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
         _logger.warning("a child was lost in the middle of a slice: %s", error, extra={"task_id": self.id})
         return None
 
     def on_timeout(self, soft: bool, timeout: float) -> None:  # noqa: FBT001  Celery's signature
         """Take note that the child is being killed, since the task's hard time limit is over."""
-        if soft or not self._give_up():
+        if soft or not self._give_up(Death.UNSEEN):
             super().on_timeout(soft, timeout)
             return
         _logger.error("the hard time limit of %s s ended a slice; raise it above slice_time", timeout)
 
-    def _give_up(self) -> bool:
+    def _give_up(self, death: Death) -> bool:
         """Leave the rest to others; False where this has gone wrong so often that it is a failure after all."""
         if self._is_given_up:
             return True
-        if not self.task.when_child_is_lost(self):
+        if not self.task.when_child_is_lost(self, death):
             return False
         self._is_given_up = True
         task_ready(self)

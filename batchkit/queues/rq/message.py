@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rq.job import Job, Retry
 
 from batchkit.delivery import start_key
 from batchkit.job import Definition
 from batchkit.model import Progress, RunId, WakeUp
-from batchkit.queues.rq import notes
+from batchkit.queues.rq import horses, notes
 from batchkit.queues.rq.shutdown import WorkerStop, stopping
 from batchkit.telling import Telling
 
@@ -78,9 +78,11 @@ class RQMessage:
         """Give what it takes to find it again, as JSON."""
         return json.dumps({"rq": 1, "id": self._job.id, "queue": self._job.origin, "use": self.use})
 
-    def stopping(self) -> AbstractContextManager[WorkerStop]:
-        """Learn of the worker's shutdown while the job is worked."""
-        return stopping(self._job)
+    @contextmanager
+    def stopping(self) -> Iterator[WorkerStop]:
+        """Learn of the worker's shutdown while the job is worked; who finds it killed learns that it was at it."""
+        with horses.noted(self._job), stopping(self._job) as stop:
+            yield stop
 
     def show(self, progress: Progress) -> None:
         """Keep the progress in the job's meta, in the shape that celery-progress reads."""

@@ -17,7 +17,7 @@ from batchkit.delivery import Kit
 from batchkit.errors import InvalidQueue
 from batchkit.job import Definition
 from batchkit.model import WakeUp
-from batchkit.queues.rq import notes
+from batchkit.queues.rq import horses, notes
 from batchkit.queues.rq.message import RQMessage, path_of
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ class RQQueue:
         message = RQMessage(current, job, send=self._send)
         if message.is_of_the_job and not self._is_at_hand(current):
             self._at_hand = message
+            horses.bury_former(current, self._attached)
             if message.survives_kills:
                 message.takes_turns()
         return message
