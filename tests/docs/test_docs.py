@@ -71,7 +71,7 @@ def _readme_blocks() -> list[str]:
 
 
 def test_the_readmes_kits_on_celery_and_rq_are_built_as_they_are_written(sqlite_url: str):
-    for block, queue in zip(_readme_blocks()[5:], ("CeleryQueue", "RQQueue"), strict=True):
+    for block, queue in zip(_readme_blocks()[6:], ("CeleryQueue", "RQQueue"), strict=True):
         names: dict[str, Any] = {}
         exec(block.replace("postgresql+psycopg://localhost/app", sqlite_url), names)  # noqa: S102  our own README
         with closing(names["kit"]) as kit:
@@ -80,7 +80,7 @@ def test_the_readmes_kits_on_celery_and_rq_are_built_as_they_are_written(sqlite_
 
 
 def test_the_readmes_app_works_as_it_is_written(tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch):
-    jobs, calls, starting, failing, each, _, _ = _readme_blocks()
+    jobs, calls, starting, failing, each, steps, _, _ = _readme_blocks()
     package = tmp_path / "readme_app"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -106,6 +106,10 @@ def test_the_readmes_app_works_as_it_is_written(tmp_path: Path, sqlite_url: str,
         assert 1 == module.notify(domain="example.com").progress.done
         exec(each, vars(module))  # noqa: S102  our own README
         assert 1 == module.welcome(domain="example.com").progress.done
+        pages = {None: ([module.User(email="b@example.com", domain="crawled")], "2"), "2": ([], None)}
+        vars(module)["list_users"] = lambda domain, after: pages[after]
+        exec(steps, vars(module))  # noqa: S102  our own README
+        assert 2 == module.crawl(domain="crawled").progress.done
     sys.modules.pop("readme_app.jobs")
 
 
