@@ -26,6 +26,7 @@ from batchkit.errors import (
     FailureResolved,
     InvalidParams,
     LeaseLost,
+    ResultCutOff,
     SourceChanged,
     WriteInsideChunk,
 )
@@ -426,7 +427,7 @@ class _Slice:
         """Say of an error that the items of the chunk may be at fault, one of them or all together; or the step."""
         try:
             yield
-        except (LeaseLost, ChunkTorn, WriteInsideChunk):
+        except (LeaseLost, ChunkTorn, ResultCutOff, WriteInsideChunk):
             raise
         except Exception as error:
             is_database_gone = self._fault(error) in {Fault.LOST, Fault.READ_ONLY} or self._is_ours(error)

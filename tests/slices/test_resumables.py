@@ -383,6 +383,22 @@ def test_a_refused_write_at_a_yield_closes_the_generator_and_fails_the_run(kit: 
         assert [1] == list(session.scalars(select(Account.id)))
 
 
+def test_a_write_that_is_refused_at_a_yield_is_tried_again_by_a_new_generator(kit: BatchKit, done: Ledger):
+    Base.metadata.create_all(done.engine)
+    calls: list[object] = []
+
+    def go(steps: Steps[int]) -> Iterator[int]:
+        calls.append(steps.cursor)
+        for item in range(steps.cursor or 0, 3):
+            write(steps, item)
+            steps.session.add(Account(id=item, total=None if steps.attempt < 3 and item == 1 else 0))
+            yield item + 1
+
+    run = job(go, retry=Retrying(stop=stop_after_attempt(3), wait=wait_none())).start()
+    assert (RunState.SUCCEEDED, 4) == (run.state, run.progress.done), run.error
+    assert ([None, 1, 1], [0, 1, 2]) == (calls, done.items())
+
+
 @pytest.mark.parametrize("yielded", [None, object(), {1: 2}])
 def test_what_is_no_cursor_fails_the_run_at_once_with_the_line_that_yielded_it(
     kit: BatchKit, done: Ledger, yielded: Any
@@ -478,7 +494,8 @@ def test_a_generator_that_goes_on_when_it_is_closed_changes_nothing(kit: BatchKi
     assert (RunState.SUCCEEDED, [0, 1, 2, 3]) == (run.state, done.items())
 
 
-def test_a_generator_is_closed_before_its_partition_is_given_back(kit: BatchKit, done: Ledger):
+@pytest.mark.parametrize("way", ["signal", "slice time"])
+def test_a_generator_is_closed_before_its_partition_is_given_back(kit: BatchKit, done: Ledger, way: str):
     held: list[bool] = []
 
     def go(steps: Steps[int]) -> Iterator[int]:
@@ -487,9 +504,26 @@ def test_a_generator_is_closed_before_its_partition_is_given_back(kit: BatchKit,
         finally:
             held.append(kit.run(steps.run_id).partitions()[0].is_held)
 
-    run = started(kit, job(go))
-    worked(kit, run, stops_at=2)
-    assert (RunState.QUEUED, [True]) == (run.state, held)
+    made = job(go, slice_time=0.000001)
+    run = started(kit, made)
+    if way == "signal":
+        worked(kit, run, stops_at=2)
+    else:
+        with Stop() as stop:
+            kit._worker.work_partition(run.id, 0, stop=stop)  # noqa: SLF001  one slice
+    assert (RunState.QUEUED, [True]) == (run.refresh().state, held)
+
+
+def test_a_savepoint_that_is_open_at_a_yield_is_noticed(kit: BatchKit, done: Ledger):
+    def go(steps: Steps[int]) -> Iterator[int]:
+        with steps.session.begin_nested():
+            write(steps, 1)
+            yield 1
+            write(steps, 2)
+        yield 2
+
+    run = job(go).start()
+    assert (RunState.FAILED, 1, [1]) == (run.state, run.progress.done, done.items())
 
 
 @pytest.mark.parametrize("rows", ["core", "stream"])
