@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from batchkit.chunk import Chunk, Finish, current_chunk, current_session
     from batchkit.decorator import batched
     from batchkit.errors import BatchkitError
-    from batchkit.job import EachJob, Job
+    from batchkit.job import EachJob, Job, ResumableJob
     from batchkit.model import Failure, Partition, Progress, RunError, Transition
+    from batchkit.resuming import resumable
     from batchkit.run import Run
     from batchkit.sizing import Adaptive
     from batchkit.sources import Source, csv_rows, items, json_lines, rows, span
     from batchkit.states import RunState
+    from batchkit.steps import Steps
     from batchkit.throttle import Throttle
 
 _HOMES = {
@@ -34,10 +36,12 @@ _HOMES = {
     "Job": "batchkit.job",
     "Partition": "batchkit.model",
     "Progress": "batchkit.model",
+    "ResumableJob": "batchkit.job",
     "Run": "batchkit.run",
     "RunError": "batchkit.model",
     "RunState": "batchkit.states",
     "Source": "batchkit.sources",
+    "Steps": "batchkit.steps",
     "Throttle": "batchkit.throttle",
     "Transition": "batchkit.model",
     "batched": "batchkit.decorator",
@@ -46,6 +50,7 @@ _HOMES = {
     "current_session": "batchkit.chunk",
     "items": "batchkit.sources",
     "json_lines": "batchkit.sources",
+    "resumable": "batchkit.resuming",
     "rows": "batchkit.sources",
     "span": "batchkit.sources",
 }
@@ -61,10 +66,12 @@ __all__ = [
     "Job",
     "Partition",
     "Progress",
+    "ResumableJob",
     "Run",
     "RunError",
     "RunState",
     "Source",
+    "Steps",
     "Throttle",
     "Transition",
     "batched",
@@ -73,6 +80,7 @@ __all__ = [
     "current_session",
     "items",
     "json_lines",
+    "resumable",
     "rows",
     "span",
 ]

@@ -18,6 +18,7 @@ from batchkit.promises import AT_MOST_ONCE, DELIVERIES, Delivery
 from batchkit.run import Run
 from batchkit.sizing import Adaptive
 from batchkit.sources.base import Source
+from batchkit.steps import Resumable
 from batchkit.throttle import Throttle
 from batchkit.using import Terms, Using
 
@@ -307,6 +308,65 @@ def _decorator(
         return job
 
     return decorate
+
+
+def resumable_job(
+    function: Callable[..., object],
+    signature: Signature,
+    *,
+    name: str | None,
+    slice_time: Duration | None,
+    lease: Duration | None,
+    chunk_timeout: Duration | None,
+    queue: str,
+    unique: bool | Callable[..., object],
+    retry: Retrying | None,
+    version: str | int | None,
+    finish: Callable[..., object] | None,
+) -> Any:  # noqa: ANN401  typed where it is offered
+    """
+    Make a job of a generator function, whose params are those of *signature*.
+
+    Raises:
+        InvalidJob: an option cannot make a job.
+        DuplicateJob: another function has the name.
+    """
+    lease_seconds = _checked_seconds(_DEFAULT_LEASE if lease is None else lease, "lease")
+    timeout = lease_seconds * _CHUNK_TIMEOUT_LEASES if chunk_timeout is None else chunk_timeout
+    options = Options(
+        chunk_size=1,
+        slice_time=_checked_seconds(_DEFAULT_SLICE_TIME if slice_time is None else slice_time, "slice_time"),
+        lease=lease_seconds,
+        chunk_timeout=_checked_seconds(timeout, "chunk_timeout"),
+        queue=_checked_name(queue, "queue"),
+        unique=unique,
+        retry=_checked_retry(retry),
+        version=_checked_version(version),
+    )
+    _check_unique(unique, signature)
+    if finish is not None:
+        _check_function(finish, signature, role="finish", first="Finish")
+    definition = Definition(
+        name=_checked_name(name or _name_of(function), "name"),
+        function=function,
+        make_source=_no_source(function),
+        signature=signature,
+        options=options,
+        finish=finish,
+        is_resumable=True,
+    )
+    job = _callable_job(definition)
+    JOBS.add(definition, job)
+    return job
+
+
+def _no_source(function: Callable[..., object]) -> Callable[..., Source[Any]]:
+    # It passes for the function, where the types of the params are looked up.
+    @functools.wraps(function)
+    def make_source(**_: object) -> Source[Any]:
+        return Resumable()
+
+    return make_source
 
 
 def _callable_job(definition: Definition) -> Job[..., Any]:

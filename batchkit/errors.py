@@ -219,6 +219,42 @@ class NoChunk(BatchkitError):
         )
 
 
+class NoStep(BatchkitError):
+    """Raised where a resumable's session is asked for though none of its steps is being worked."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        super().__init__(
+            f"no step of run {run_id} is being worked, so there is no transaction to write through; a generator that "
+            f"is stopped at a yield writes nothing more: write before the yield what must be there, and leave to "
+            f"`finally` what is outside of the database"
+        )
+
+
+class InvalidCursor(BatchkitError):
+    """Raised when a resumable yields None, which stands for the beginning."""
+
+    def __init__(self, run_id: str, *, where: str) -> None:
+        self.run_id = run_id
+        self.where = where
+        super().__init__(
+            f"{where} is None, which means the beginning: run {run_id} would begin anew there after a crash; yield "
+            f"what `steps.cursor` is to be when the function is called again (a page's token, an id), or return at the "
+            f"end"
+        )
+
+
+class ResultCutOff(BatchkitError):
+    """Raised in a resumable that goes on behind a yield with a result which it had not read to its end."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        super().__init__(
+            f"run {run_id} reads on in a result that was open at a yield, but it ended there with its transaction; "
+            f"read it to its end first (`.all()`), or ask for a part at a time, behind the cursor (`.limit(500)`)"
+        )
+
+
 class TooManyFailures(BatchkitError):
     """Makes a run fail: more items failed than `max_failures` allows. The cursor stays before the last of them."""
 

@@ -15,6 +15,7 @@ from batchkit.promises import Delivery
 from batchkit.run import Run
 from batchkit.sizing import Adaptive
 from batchkit.sources.base import Source
+from batchkit.steps import Steps
 from batchkit.throttle import Throttle
 from batchkit.using import NO_TERMS, AnySession, IfActive, Terms, Using
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+C = TypeVar("C")
 T_contra = TypeVar("T_contra", contravariant=True)
 
 
@@ -63,6 +65,8 @@ class Definition:
     finish: Callable[..., object] | None
     #: whether the function takes an item, and not a chunk
     is_each: bool = False
+    #: whether the function is a generator that yields its cursors, and the source stands for nothing
+    is_resumable: bool = False
 
     def pack(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> str:
         """
@@ -130,9 +134,10 @@ class Startable(Protocol[P]):
             queue: the name of the queue that wakes its workers up, in place of the job's.
             key: names the start. The same key gives the same run, for ever, so that a start can be repeated.
             if_active: what to do where an unfinished run has the unique key: raise `RunActive`, or return that run.
-            limit: end after so many items, those that fail included.
+            limit: end after so many items, those that fail included; of a resumable, after so many steps.
             dry_run: roll every chunk back, and what `finish` wrote; the functions are called, so that errors are found.
-            after: begin behind the item with this cursor: for `rows` its key, for `items` and `span` its index.
+            after: begin behind the item with this cursor: for `rows` its key, for `items` and `span` its index, for a
+                resumable what it yields.
 
         Raises:
             InvalidStart: one of them is of the wrong kind.
@@ -177,6 +182,15 @@ class EachJob(Startable[P], Protocol[P, T_contra]):
     @property
     def function(self) -> Callable[Concatenate[T_contra, P], object]:
         """The plain function, for unit tests."""
+        ...
+
+
+class ResumableJob(Startable[P], Protocol[P, C]):
+    """A generator decorated with `@resumable`, which does as those of `@batched` do."""
+
+    @property
+    def function(self) -> Callable[Concatenate[Steps[C], P], Iterator[C]]:
+        """The plain generator function, for unit tests."""
         ...
 
 

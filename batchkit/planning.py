@@ -47,7 +47,8 @@ def plan(job: Definition, source: Source[Any], session: Session, lease: Lease) -
         upper = source.upper(session)
         range_ = None if upper is None else Range(after=lease.cursor, until=Cursors(source).write(upper))
         source = source if upper is None else source.until(upper)
-    total = 0 if range_ is None else _count(source, session, lease)
+    # Only its generator knows how many items a resumable has, and its limit is one of steps.
+    total = None if job.is_resumable else 0 if range_ is None else _count(source, session, lease)
     return Plan(
         ranges=() if range_ is None else (range_,),
         total=None if total is None else int(total),

@@ -29,6 +29,7 @@ from batchkit.errors import (
     InvalidParams,
     InvalidStart,
     LeaseLost,
+    ResultCutOff,
     SourceChanged,
     WorkerKilled,
     WriteInsideChunk,
@@ -55,8 +56,9 @@ from batchkit.retrying import StoppedWaiting, retry_by
 from batchkit.sizing import AdaptiveSizing, FixedSizing, Sizing
 from batchkit.sources.base import Source
 from batchkit.states import PartitionKind
+from batchkit.stepping import Stepped, Walk
 from batchkit.stopping import Deadline, Stopping
-from batchkit.store import ChunkTransaction, HeldConnection, Sessions, Store
+from batchkit.store import ChunkTransaction, HeldConnection, KeptSession, Sessions, Store
 from batchkit.store.dialects import Fault
 from batchkit.values import dumps, loads
 
@@ -225,6 +227,9 @@ class _Slice:
         if self._lease.kind is PartitionKind.FINISH:
             return self._with_faults(self._finish)
         source, params = self._prepare()
+        if self._job.is_resumable:
+            with self._walk(params) as walk:
+                return self._work_chunks(walk)
         return self._work_chunks(_Reading(source, Cursors(source), params))
 
     def _end_after(self, error: Exception) -> Outcome:
@@ -298,7 +303,7 @@ class _Slice:
         self._lease = self._around.store.leases.plan(self._lease, planned)
         self._is_empty = not planned.ranges
 
-    def _work_chunks(self, reading: _Reading) -> Outcome:
+    def _work_chunks(self, reading: _Reading | Walk) -> Outcome:
         while not self._is_empty:
             standing = self._next(reading)
             if standing is None:
@@ -310,8 +315,11 @@ class _Slice:
         self._around.store.leases.release(self._lease, is_exhausted=True, reason="every item is done")
         return self._outcome(Ending.EXHAUSTED)
 
-    def _next(self, reading: _Reading) -> Standing | None:
+    def _next(self, reading: _Reading | Walk) -> Standing | None:
         """Commit the next chunk, or move past the next item that fails, once it is found; None where none is left."""
+        if isinstance(reading, Walk):
+            self._check_goes_on()
+            return self._next_step(reading)
         if self._is_at_most_once:
             return self._next_at_most_once(reading)
         while True:
@@ -394,6 +402,77 @@ class _Slice:
     def _is_no_fault_of_holds(self, error: Exception) -> bool:
         return self._around.stop.is_interruption(error) or self._is_away(error)
 
+    # The steps of a resumable
+
+    def _walk(self, params: Mapping[str, object]) -> Walk:
+        return Walk(
+            self._job,
+            params,
+            held=self._held,
+            stop=self._around.stop,
+            should_stop=self._should_stop,
+            protecting=self._cutter.protected,
+        )
+
+    def _next_step(self, walk: Walk) -> Standing | None:
+        """Commit the next step; None where there is none. What stays wrong with it makes the run fail."""
+        try:
+            return self._with_retries(partial(self._step, walk))
+        except ChunkFailed as failed:
+            error, traceback = failed.error, failed.traceback
+        raise error.with_traceback(traceback)
+
+    def _step(self, walk: Walk) -> Standing | None:
+        """Work the next step; None where it is the last, or there is none."""
+        if walk.is_over(self._lease):
+            return None
+        self._lease = self._caution.before_step(self._lease)
+        self._timer.chunk_begins()
+        self._cutter.chunk_begins()
+        self._isolation.begin()
+        self._after_commit = ()
+        self._chunk_began = time.perf_counter()
+        try:
+            stepped, moved, standing = self._commit_step(walk)
+        except BaseException:
+            walk.close()
+            raise
+        self._moved_on(moved)
+        if stepped.is_last:
+            # The end of the work comes before a pause, and so it would be without this return.
+            return None
+        if self._should_stop() or not standing.goes_on:
+            walk.close()
+        return standing
+
+    def _commit_step(self, walk: Walk) -> tuple[Stepped, Lease, Standing]:
+        transaction = self._open(walk.kept)
+        try:
+            with self._blaming_items(None):
+                walk.advance(transaction, self._lease, attempt=self._isolation.tries)
+                transaction.flush()
+            self._cutter.chunk_ends()
+            stepped = walk.stepped(self._lease)
+            self._after_commit = stepped.committed_calls
+            transaction.keep_nothing_of_dry_run()
+            checkpoint = Checkpoint(
+                cursor=stepped.cursor,
+                done=stepped.items,
+                failed=0,
+                carry=stepped.carry,
+                chunk_size=stepped.items,
+                rate=self._measured(stepped.items, seconds=time.perf_counter() - self._chunk_began),
+            )
+            moved, standing = transaction.checkpoint(self._around.store.leases, self._lease, checkpoint)
+            with self._blaming_items(None):
+                transaction.commit()
+        except BaseException as error:
+            self._undo(transaction, error)
+            raise
+        return stepped, moved, standing
+
+    # What chunks are made of
+
     def _call(self, chunk: Chunk[Any], params: Mapping[str, object]) -> None:
         with at_hand(chunk):
             if not self._job.is_each:
@@ -416,17 +495,17 @@ class _Slice:
         return Read(pairs, reading.cursors, lease)
 
     @contextmanager
-    def _blaming_items(self, read: Read) -> Iterator[None]:
-        """Say of an error that the items of the chunk may be at fault, one of them or all together."""
+    def _blaming_items(self, read: Read | None) -> Iterator[None]:
+        """Say of an error that the items of the chunk may be at fault, one of them or all together; or the step."""
         try:
             yield
-        except (LeaseLost, ChunkTorn, WriteInsideChunk):
+        except (LeaseLost, ChunkTorn, ResultCutOff, WriteInsideChunk):
             raise
         except Exception as error:
             is_database_gone = self._fault(error) in {Fault.LOST, Fault.READ_ONLY} or self._is_ours(error)
             if is_database_gone or self._around.stop.is_interruption(error):
                 raise
-            raise self._isolation.failed(error, read) from error
+            raise (ChunkFailed(error, 1) if read is None else self._isolation.failed(error, read)) from error
 
     def _pass_killer(self, reading: _Reading) -> Standing | None:
         """Move past an item without working it; None where it is not there any more."""
@@ -640,16 +719,20 @@ class _Slice:
         return f"{self._lease.failures_of or self._lease.run_id}-{blake2b(place.encode(), digest_size=10).hexdigest()}"
 
     def _checkpoint(self, cursor: str, chunk: Chunk[Any], *, seconds: float) -> Checkpoint:
-        rate = len(chunk) / max(seconds, 1e-6)
-        self._rate = rate if not self._rate else self._rate + _RATE_WEIGHT * (rate - self._rate)
         return Checkpoint(
             cursor=cursor,
             done=len(chunk) - len(chunk.failed),
             failed=len(chunk.failed),
             carry=dumps(chunk.carry, where="chunk.carry") if chunk.carry else "{}",
             chunk_size=len(chunk),
-            rate=self._rate,
+            rate=self._measured(len(chunk), seconds=seconds),
         )
+
+    def _measured(self, items: int, *, seconds: float) -> float:
+        """Take note of what a chunk has done in so many seconds, and give the rate that is shown."""
+        rate = items / max(seconds, 1e-6)
+        self._rate = rate if not self._rate else self._rate + _RATE_WEIGHT * (rate - self._rate)
+        return self._rate
 
     def _moved_on(self, lease: Lease) -> None:
         items = lease.done + lease.failed - self._lease.done - self._lease.failed
@@ -899,9 +982,9 @@ class _Slice:
             # The lease runs out by itself, so nothing is lost but time.
             _logger.warning("a lease was left to run out", extra={"run_id": self._lease.run_id}, exc_info=True)
 
-    def _open(self) -> ChunkTransaction:
+    def _open(self, kept: KeptSession | None = None) -> ChunkTransaction:
         is_dry_run = self._lease.is_dry_run
-        return ChunkTransaction(self._held, self._around.sessions, idle=self._idle, is_dry_run=is_dry_run)
+        return ChunkTransaction(self._held, self._around.sessions, idle=self._idle, is_dry_run=is_dry_run, kept=kept)
 
     def _should_stop(self) -> bool:
         return self._around.stop.requested or self._timer.is_lost or self._deadline.has_passed

@@ -19,6 +19,9 @@ from uuid import UUID
 
 from batchkit.errors import NotSerializable
 
+#: Marks the cursor of a generator that has returned, around the last one that it yielded.
+ENDED = "$ended"
+
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 
@@ -118,4 +121,5 @@ _READERS: dict[str, Callable[..., object]] = {
     "$tuple": lambda content: tuple(_rich(each) for each in content),
     "$dict": lambda content: {key: _rich(each) for key, each in content.items()},
     "$enum": _read_enum,
+    ENDED: _rich,
 }

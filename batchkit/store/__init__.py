@@ -16,11 +16,12 @@ from batchkit.store.health import Backlog, ClockOffset, Health
 from batchkit.store.leases import Leases
 from batchkit.store.outbox import Tx, after_commit, session_itself
 from batchkit.store.rates import Rates
+from batchkit.store.results import OpenResults
 from batchkit.store.runs import Runs
 from batchkit.store.schema import Schema
 from batchkit.store.suspects import Suspects
 from batchkit.store.tables import tables
-from batchkit.store.transaction import ChunkTransaction, Sessions
+from batchkit.store.transaction import ChunkTransaction, KeptSession, Sessions
 
 __all__ = [
     "Backlog",
@@ -32,7 +33,9 @@ __all__ = [
     "Failures",
     "Health",
     "HeldConnection",
+    "KeptSession",
     "Leases",
+    "OpenResults",
     "Rates",
     "Runs",
     "Schema",

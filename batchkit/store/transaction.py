@@ -63,20 +63,42 @@ class Sessions:
         return self._factory()
 
 
+class KeptSession:
+    """A session that goes on from one transaction to the next, until one is rolled back or it is ended."""
+
+    def __init__(self) -> None:
+        self.session: Session | None = None
+
+    def end(self) -> None:
+        """Close it without writing anything."""
+        session, self.session = self.session, None
+        if session is not None:
+            _end(session)
+
+
 class ChunkTransaction:
     """One transaction: opened, written through `session` or `connection`, then committed with a checkpoint."""
 
-    def __init__(self, held: HeldConnection, sessions: Sessions, *, idle: float, is_dry_run: bool = False) -> None:
+    def __init__(
+        self,
+        held: HeldConnection,
+        sessions: Sessions,
+        *,
+        idle: float,
+        is_dry_run: bool = False,
+        kept: KeptSession | None = None,
+    ) -> None:
         self._held = held
+        self._kept = kept
         self._idle = idle
         self._is_dry_run = is_dry_run
         self._is_joined = sessions.is_ours
         if not self._is_joined:
-            self.session = sessions.apart()
+            self.session = self._kept_or(sessions.apart)
             return
         held.begin(idle=idle)
         try:
-            self.session = sessions.joined(held.connection)
+            self.session = self._kept_or(lambda: sessions.joined(held.connection))
         except BaseException:
             # The factory is the user's. Left open, the transaction would keep even us from recording what it raised.
             held.rollback()
@@ -132,7 +154,8 @@ class ChunkTransaction:
     def keep_nothing_of_dry_run(self) -> None:
         """Undo, in a dry run, what the function wrote; what the store writes from here on commits without it."""
         if self._is_dry_run:
-            self.rollback()
+            self._undo()
+            self._leave_session()
 
     def checkpoint(self, leases: Leases, lease: Lease, checkpoint: Checkpoint) -> tuple[Lease, Standing]:
         """
@@ -149,31 +172,56 @@ class ChunkTransaction:
         if self._is_dry_run:
             # There is nothing of the session's to commit, and nobody is told of a commit.
             self._held.commit()
-            self._end_session()
+            self._leave_session()
             return
         if not self._is_joined:
             self.session.commit()
         self._held.commit()
         try:
-            if self._is_joined:
-                self.session.dispatch.after_commit(self.session)
-            self._end_session()
+            try:
+                if self._is_joined:
+                    self.session.dispatch.after_commit(self.session)
+            finally:
+                self._leave_session()
         except Exception:
             # The chunk is committed, and nothing that a listener raises changes that.
             _logger.exception("after the commit of a chunk its session raised")
 
     def rollback(self) -> None:
         """Undo everything."""
+        self._undo()
+        self._end_session()
+
+    def _undo(self) -> None:
         if not self._is_joined:
             self.session.rollback()
         self._held.rollback()
-        self._end_session()
+
+    def _kept_or(self, make: Callable[[], Session]) -> Session:
+        session = make() if self._kept is None or self._kept.session is None else self._kept.session
+        if self._kept is not None:
+            self._kept.session = session
+        return session
+
+    def _leave_session(self) -> None:
+        if self._kept is None:
+            self._end_session()
+        else:
+            # What it has loaded is read anew: others may have written since.
+            self.session.expire_all()
 
     def _end_session(self) -> None:
-        if isinstance(self.session, _ChunkSession):
-            self.session.end()
+        if self._kept is not None:
+            self._kept.end()
         else:
-            self.session.close()
+            _end(self.session)
+
+
+def _end(session: Session) -> None:
+    if isinstance(session, _ChunkSession):
+        session.end()
+    else:
+        session.close()
 
 
 def _is_bound_to(factory: SessionFactory, engine: Engine) -> bool:

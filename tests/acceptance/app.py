@@ -10,10 +10,11 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 
 from sqlalchemy import Column, Integer, MetaData, Table, create_engine, func, insert, select, update
 
-from batchkit import BatchKit, Chunk, batched, rows
+from batchkit import BatchKit, Chunk, Steps, batched, resumable, rows
 from batchkit.model import Lease
 from batchkit.stopping import Stop, stopped_by_signals
 
@@ -36,6 +37,22 @@ def count_items(chunk: Chunk[int]) -> None:
     time.sleep(0.002)  # work that takes its time, so that kills fall into it
     if _fault == STOPS_IN_CHUNK and chunk.number == 5:
         os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@resumable(name="count-in-steps", lease=LEASE_SECONDS)
+def count_in_steps(steps: Steps[int], items: int) -> Iterator[int]:
+    """Count each item as done once more, ten of them a step, the last ones behind the last yield."""
+    done = steps.cursor or 0
+    while True:
+        until = min(done + CHUNK_SIZE, items)
+        chosen = item.c.id.between(done + 1, until)
+        steps.connection.execute(update(item).where(chosen).values(times=item.c.times + 1))
+        steps.count(until - done)
+        time.sleep(0.002)  # work that takes its time, so that kills fall into it
+        done = until
+        if done == items:
+            return
+        yield done
 
 
 def prepare(url: str, *, items: int) -> BatchKit:

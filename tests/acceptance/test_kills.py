@@ -17,6 +17,7 @@ from tests.servers.postgres import PostgresServer
 from tests.waiting import eventually
 
 _KILLS = 50
+_KILLS_OF_RESUMABLES = 8
 
 
 def _done(run: Run) -> int:
@@ -73,6 +74,42 @@ def test_every_item_is_done_once_though_fifty_workers_are_killed_at_random_momen
         assert _KILLS == kills, f"seed {seed}: {run}"
         _check(run, database_url, items=items, workers=workers)
         assert run.progress.interruptions >= _KILLS, f"seed {seed}"
+    kit.close()
+
+
+@pytest.mark.timeout(300)
+def test_every_step_of_a_resumable_is_done_once_though_its_workers_are_killed_at_random_moments(
+    database_url: str, tmp_path: Path
+):
+    items = 6_000
+    seed = random.randrange(1 << 32)
+    chance = random.Random(seed)
+    kit = app.prepare(database_url, items=items)
+    with crew(database_url, tmp_path) as start:
+        run = app.count_in_steps.start(items)
+        workers = [start(), start()]
+        done = kills = 0
+        while kills < _KILLS_OF_RESUMABLES and not run.refresh().has_ended:
+            done = _moved(run, beyond=done, workers=workers)
+            time.sleep(chance.uniform(0, 0.05))  # not to wait for anything: the kill is to fall at any moment
+            holder = _holder(run, workers)
+            if holder is None:
+                continue
+            # Every third is asked to stop, and goes at its next yield.
+            holder.signal(signal.SIGTERM if kills % 3 == 2 else signal.SIGKILL)
+            holder.wait()
+            kills += 1
+            workers.remove(holder)
+            workers.append(start())
+        assert _KILLS_OF_RESUMABLES == kills, f"seed {seed}: {run}"
+        eventually(
+            lambda: run.refresh().has_ended,
+            within=120,
+            message=lambda: f"seed {seed}: {run}, {run.history()[-3:]}, {workers[-1].log()}",
+        )
+        assert (RunState.SUCCEEDED, items) == (run.state, run.progress.done), f"seed {seed}: {run.error}"
+        assert {1: items} == app.times(database_url), f"seed {seed}"
+        assert run.progress.interruptions >= _KILLS_OF_RESUMABLES, f"seed {seed}"
     kit.close()
 
 

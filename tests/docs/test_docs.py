@@ -81,7 +81,7 @@ def test_the_readmes_kits_on_celery_and_rq_are_built_as_they_are_written(sqlite_
 
 
 def test_the_readmes_app_works_as_it_is_written(tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch):
-    jobs, calls, starting, failing, each, *rest = _readme_blocks()
+    jobs, calls, starting, failing, each, steps, *rest = _readme_blocks()
     package = tmp_path / "readme_app"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -112,6 +112,10 @@ def test_the_readmes_app_works_as_it_is_written(tmp_path: Path, sqlite_url: str,
         throttling = next(block for block in rest if "Throttle(" in block)
         exec(throttling, vars(module))  # noqa: S102  our own README; its holds need PostgreSQL, so it is not run
         assert module.kind.rate == 1000
+        pages = {None: ([module.User(email="b@example.com", domain="crawled")], "2"), "2": ([], None)}
+        vars(module)["list_users"] = lambda domain, after: pages[after]
+        exec(steps, vars(module))  # noqa: S102  our own README
+        assert 2 == module.crawl(domain="crawled").progress.done
     sys.modules.pop("readme_app.jobs")
 
 

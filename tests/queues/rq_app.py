@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 
 from redis import Redis
 from sqlalchemy import select, update
 
-from batchkit import BatchKit, Chunk, Finish, Source, batched, rows
+from batchkit import BatchKit, Chunk, Finish, Source, Steps, batched, resumable, rows
 from batchkit.queues import RQQueue
 from tests.queues import killing, ledger
 from tests.queues.ledger import batch_item, calls, item
@@ -44,6 +45,18 @@ def count(chunk: Chunk[int], pause: float = 0.1) -> None:
 def short_slices(chunk: Chunk[int], pause: float = 0.1) -> None:
     """Do as `count` does, in slices of a chunk or two."""
     count.function(chunk, pause)
+
+
+@resumable(lease=LEASE_SECONDS, slice_time=0.2, finish=_result)
+def in_steps(steps: Steps[int], pause: float = 0.1) -> Iterator[int]:
+    """Do as `count` does, without a source."""
+    ids = select(item.c.id).order_by(item.c.id).limit(10)
+    while done := steps.connection.scalars(ids.where(item.c.id > (steps.cursor or 0))).all():
+        steps.connection.execute(update(item).where(item.c.id.in_(done)).values(times=item.c.times + 1))
+        steps.count(len(done))
+        time.sleep(pause)
+        yield done[-1]
+    steps.count(0)
 
 
 @batched(_items, chunk_size=10, lease=LEASE_SECONDS)

@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 from sqlalchemy import insert
 
-from batchkit import BatchKit, Chunk, Finish, RunState, span
+from batchkit import BatchKit, Chunk, Finish, RunState, Steps, resumable, span
 from batchkit.queues import InlineQueue
 from tests.servers.mariadb import MariaDbServer
 from tests.servers.postgres import PostgresServer
@@ -56,6 +56,33 @@ def test_a_cut_at_the_commit_of_a_chunk_loses_and_doubles_nothing(
     assert 10 == wire.cuts
     assert (RunState.SUCCEEDED, 300) == (run.state, run.progress.done)
     assert list(range(300)) == ledger_there.items()
+
+
+@pytest.mark.parametrize("cut", list(Cut))
+def test_a_cut_at_the_commit_of_a_step_or_of_the_last_one_loses_and_doubles_nothing(
+    kit_on_wire: BatchKit, ledger_there: Ledger, wire: CommitCutter, cut: Cut
+):
+    armed: set[int] = set()
+    called: list[int] = []
+
+    def count(steps: Steps[int]) -> Iterator[int]:
+        item = steps.cursor or 0
+        while True:
+            steps.connection.execute(insert(ledger), [{"item": item}])
+            steps.after_commit(lambda: called.append(steps.number))
+            if steps.number % 3 == 0 and steps.number not in armed:
+                armed.add(steps.number)
+                wire.arm(cut)
+            item += 1
+            if item == 12:
+                return
+            yield item
+
+    run = resumable(name=f"tests.steps_{cut.name}")(count).start()
+    assert (4, {3, 6, 9, 12}) == (wire.cuts, armed)
+    assert (RunState.SUCCEEDED, 12) == (run.state, run.progress.done)
+    assert list(range(12)) == ledger_there.items()
+    assert 12 == len(called)
 
 
 @pytest.mark.parametrize("cut", list(Cut))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,12 +19,15 @@ from batchkit import (
     Finish,
     Job,
     Progress,
+    ResumableJob,
     Run,
     RunState,
+    Steps,
     batched,
     csv_rows,
     current_session,
     items,
+    resumable,
     rows,
     span,
 )
@@ -173,3 +176,44 @@ def charge(chunk: Chunk[User], domain: str, limit: int = 10) -> None:
 
 
 assert_type(charge.start("example.com").retry_failures(), Run)
+
+
+@resumable
+def crawl(steps: Steps[str], account: str, limit: int = 10) -> Generator[str, None, None]:
+    """Crawl."""
+    assert_type(steps.cursor, "str | None")
+    assert_type(steps.session, Session)
+    assert_type(steps.connection, Connection)
+    assert_type(steps.carry, dict[str, object])
+    assert_type(steps.should_stop, bool)
+    assert_type((steps.number, steps.attempt), tuple[int, int])
+    steps.count(limit)
+    steps.after_commit(lambda: None)
+    with steps.protected():
+        yield account
+
+
+assert_type(crawl.start("shop", limit=5), Run)
+assert_type(crawl(account="shop"), Run)
+assert_type(crawl.using(after="page-7", dry_run=True).start("shop"), Run)
+generator: Callable[[Steps[str], str], Iterator[str]] = crawl.function
+
+
+@resumable(name="phases", lease=timedelta(minutes=5), slice_time=30, queue="bulk", unique=True, version=2)
+def phases(steps: Steps[tuple[str, int]]) -> Iterator[tuple[str, int]]:
+    """Walk in phases."""
+    assert_type(steps.cursor, "tuple[str, int] | None")
+    yield ("accounts", 1)
+
+
+assert_type(phases.delay(), Run)
+phases_job: ResumableJob[[], tuple[str, int]] = phases
+
+
+@resumable(retry=Retrying(stop=stop_after_attempt(3)), finish=report)
+def crawl_users(steps: Steps[int], domain: str, limit: int = 10) -> Iterator[int]:
+    """Crawl."""
+    yield limit
+
+
+assert_type(crawl_users.start("example.com", limit=3), Run)

@@ -6,10 +6,12 @@ The comments silence them; a comment that silences nothing is an error itself, t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from sqlalchemy import select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from batchkit import BatchKit, Chunk, Finish, batched, rows, span
+from batchkit import BatchKit, Chunk, Finish, Steps, batched, resumable, rows, span
 from batchkit.sources import Source
 
 
@@ -95,3 +97,46 @@ def each_chunk(chunk: Chunk[User], domain: str) -> None:
 @batched.each(users)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 def each_number(number: int, domain: str) -> None:
     """Take a number."""
+
+
+@resumable
+def crawl(steps: Steps[str], account: str) -> Iterator[str]:
+    """Be right."""
+    yield account
+
+
+crawl.start(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+crawl.start()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+# A cursor of another type than the steps', no steps, no generator, and an option that only chunks have.
+@resumable  # type: ignore[misc]  # pyright: ignore[reportArgumentType]
+def other_cursor(steps: Steps[str]) -> Iterator[int]:
+    """Yield a number."""
+    yield 1
+
+
+@resumable()  # type: ignore[misc]  # pyright: ignore[reportArgumentType]
+def other_cursor_with_options(steps: Steps[str]) -> Iterator[int]:
+    """Yield a number."""
+    yield 1
+
+
+@resumable  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+def no_steps(account: str) -> Iterator[str]:
+    """Take a param first."""
+    yield account
+
+
+@resumable  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+def no_generator(steps: Steps[str]) -> None:
+    """Yield nothing."""
+
+
+@resumable(finish=wrong_finish)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+def other_finish(steps: Steps[str], domain: str) -> Iterator[str]:
+    """Have a finish of other params."""
+    yield domain
+
+
+resumable(chunk_size=5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
