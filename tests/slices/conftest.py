@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
-from sqlalchemy import Column, Connection, Integer, MetaData, Table, create_engine, func, insert, select
+from sqlalchemy import Column, Connection, Integer, MetaData, Table, create_engine, func, insert, select, update
 
-from batchkit import BatchKit, Chunk, batched
+from batchkit import BatchKit, Chunk, Run, batched
 from batchkit.queues import InlineQueue
 
 ledger = Table("ledger", MetaData(), Column("item", Integer, nullable=False))
@@ -43,6 +44,23 @@ def sleep(connection: Connection, seconds: float) -> None:
     """Keep the database's server busy."""
     function = {"postgresql": func.pg_sleep, "mysql": func.sleep}[connection.dialect.name]
     connection.execute(select(function(seconds)))
+
+
+def let_leases_run_out(kit: BatchKit, run: Run) -> None:
+    """Let the leases on a run be over, and nobody have seen to that."""
+    partition = kit.metadata.tables["batchkit_partition"]
+    over = datetime(2020, 1, 1, tzinfo=timezone.utc)
+    engine = kit._store.database.engine  # noqa: SLF001  there is no public way to a lease
+    with engine.begin() as tx:
+        held = (partition.c.run_id == run.id, partition.c.holder.is_not(None))
+        tx.execute(update(partition).where(*held).values(lease_expires_at=over))
+
+
+def end_leases(kit: BatchKit, run: Run) -> None:
+    """Let the leases on a run be ended by somebody who knows that their workers are dead."""
+    for each in run.partitions():
+        if each.worker is not None:
+            kit._store.leases.end_leases_of(each.worker, run.id)  # noqa: SLF001  Celery and RQ know it
 
 
 @pytest.fixture

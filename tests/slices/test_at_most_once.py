@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import product
 from typing import Any
@@ -22,7 +22,7 @@ from batchkit.slicing import Ending
 from batchkit.stopping import Stop
 from tests.servers.postgres import PostgresServer
 from tests.servers.proxy import Cut, cutter
-from tests.slices.conftest import Ledger, job, ledger, write
+from tests.slices.conftest import Ledger, end_leases, job, ledger, let_leases_run_out, write
 
 
 class Calls:
@@ -59,12 +59,7 @@ def _once(function: Any, *, items: int = 10, **options: Any) -> Any:
     return job(span(items), function, delivery="at-most-once", **options)
 
 
-def _take_over(kit: BatchKit, run: Run) -> None:
-    """Let the leases on a run be over, as they are when their worker is dead, and work it to its end."""
-    leases = kit._store.leases  # noqa: SLF001  only Celery and RQ know of dead workers
-    for each in run.partitions():
-        if each.worker is not None:
-            leases.end_leases_of(each.worker, run.id)
+def _work(kit: BatchKit, run: Run) -> None:
     with Stop() as stop:
         kit.work_run(run.id, stop=stop)
 
@@ -193,7 +188,10 @@ def test_a_worker_that_is_cut_short_leaves_its_chunk_in_doubt(
         assert 100.0 == run.progress.percent
 
 
-def test_a_stale_worker_commits_nothing_and_its_item_is_in_doubt(database_url: str, done: Ledger, calls: Calls):
+@pytest.mark.parametrize("ending", [let_leases_run_out, end_leases])
+def test_a_stale_worker_commits_nothing_and_its_item_is_in_doubt(
+    database_url: str, done: Ledger, calls: Calls, ending: Callable[[BatchKit, Run], None]
+):
     with closing(BatchKit(database_url, queue=LocalQueue())) as kit:
         kit.migrate()
 
@@ -201,7 +199,8 @@ def test_a_stale_worker_commits_nothing_and_its_item_is_in_doubt(database_url: s
             calls(chunk[0])
             if chunk[0] == 4 and calls.times[4] == 1:
                 # It sleeps past its lease, and another takes over meanwhile.
-                _take_over(kit, run)
+                ending(kit, run)
+                _work(kit, run)
             write(chunk)
 
         run = _once(work).start()
@@ -376,8 +375,7 @@ def test_a_person_who_cancels_while_the_worker_is_dead_sees_what_is_in_doubt(
         monkeypatch.undo()
         assert (RunState.RUNNING, 4, 0, 0) == _counts(run)
         run.cancel()
-        (partition,) = run.partitions()
-        kit._store.leases.end_leases_of(str(partition.worker), run.id)  # noqa: SLF001
+        end_leases(kit, run)
         assert (RunState.CANCELLED, 4, 0, 1) == _counts(run)
         assert ["4"] == [each.cursor for each in run.failures()]
 
