@@ -116,6 +116,12 @@ def test_the_readmes_app_works_as_it_is_written(tmp_path: Path, sqlite_url: str,
         vars(module)["list_users"] = lambda domain, after: pages[after]
         exec(steps, vars(module))  # noqa: S102  our own README
         assert 2 == module.crawl(domain="crawled").progress.done
+        hooked = next(block for block in rest if "RunHook" in block).replace(
+            "postgresql+psycopg://localhost/app", sqlite_url
+        )
+        exec(hooked, vars(module))  # noqa: S102  our own README
+        with closing(module.kit):
+            assert 1 == module.welcome(domain="example.com").progress.done
     sys.modules.pop("readme_app.jobs")
 
 

@@ -148,6 +148,18 @@ def test_success_with_finish_is_told_once_and_only_after_its_commit(inline: Batc
     assert [*range(10), 99] == done.items()
 
 
+def test_a_success_whose_commit_is_refused_is_not_told(postgres_url: str):
+    told, done = Recorder(), Ledger(postgres_url)
+    with done.engine.begin() as tx:
+        tx.execute(text("CREATE TABLE a (id INT PRIMARY KEY, b INT REFERENCES a DEFERRABLE INITIALLY DEFERRED)"))
+    with closing(BatchKit(postgres_url, queue=InlineQueue(), hooks=[told])) as kit:
+        kit.migrate()
+        violate = text("INSERT INTO a VALUES (1, 2)")
+        run = job(span(10), write, finish=lambda finish: finish.connection.execute(violate) and None).start()
+    assert (RunState.FAILED, ["started", "failed"]) == (run.state, told.names)
+    done.engine.dispose()
+
+
 def test_what_a_person_does_to_a_waiting_run_is_told_where_it_is_done(still: BatchKit, told: Recorder):
     run = job(span(10), lambda chunk: None).start()
     run.pause()

@@ -23,6 +23,7 @@ from batchkit import (
     Run,
     RunState,
     Steps,
+    Throttle,
     batched,
     csv_rows,
     current_session,
@@ -31,6 +32,8 @@ from batchkit import (
     rows,
     span,
 )
+from batchkit.holds import HoldOff, dead_tuples, long_transactions, replica_lag
+from batchkit.hooks import RunEvent, RunHook
 from batchkit.promises import Delivery
 from batchkit.queues import InlineQueue, LocalQueue
 from batchkit.sources import Source
@@ -175,6 +178,40 @@ def charge(chunk: Chunk[User], domain: str, limit: int = 10) -> None:
     chunk.after_commit(lambda: None)
 
 
+def night_only(connection: Connection) -> float | None:
+    """Hold off by day."""
+    return 60.0 if connection.closed else None
+
+
+def is_busy() -> HoldOff | None:
+    """Hold off while somebody says so."""
+    return HoldOff(timedelta(minutes=1), "the shop is busy")
+
+
+kind = Throttle(rate=100, hold=[replica_lag(10), long_transactions(), dead_tuples(User), night_only, is_busy], every=5)
+
+
+@batched(users, throttle=kind)
+def slowly(chunk: Chunk[User], domain: str, limit: int = 10) -> None:
+    """Work slowly."""
+
+
+@batched.each(span(3), throttle=Throttle(hold=is_busy))
+def each_slowly(number: int) -> None:
+    """Work slowly."""
+
+
+class Pager(RunHook):
+    """Pages somebody."""
+
+    def failed(self, event: RunEvent) -> None:
+        """Page."""
+        assert_type(event.params, dict[str, object])
+        assert_type(event.after, RunState)
+        assert_type(event.progress, Progress)
+
+
+BatchKit(hooks=[Pager()])
 assert_type(charge.start("example.com").retry_failures(), Run)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from sqlalchemy import select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from batchkit import BatchKit, Chunk, Finish, Steps, batched, resumable, rows, span
+from batchkit import BatchKit, Chunk, Finish, Steps, Throttle, batched, resumable, rows, span
 from batchkit.sources import Source
 
 
@@ -85,6 +85,9 @@ batched(users, finish=wrong_finish)  # type: ignore[arg-type]  # pyright: ignore
 batched(users, chunk_size="5")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
 batched(users, chunksize=5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 batched([1, 2, 3])  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+batched(users, throttle=100)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+Throttle(rate="fast")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+BatchKit(hooks=[len])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
 BatchKit(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
