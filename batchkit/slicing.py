@@ -26,6 +26,7 @@ from batchkit.errors import (
     FailureResolved,
     InvalidParams,
     LeaseLost,
+    OutputUnusable,
     SourceChanged,
     WriteInsideChunk,
 )
@@ -335,7 +336,9 @@ class _Slice:
 
     def _is_of_chunk(self, error: Exception) -> bool:
         """Tell whether an error is no fault of an item, and the chunk is to be tried again or given up whole."""
-        if isinstance(error, LeaseLost | ChunkTorn | WriteInsideChunk) or self._around.stop.is_interruption(error):
+        if isinstance(
+            error, LeaseLost | ChunkTorn | WriteInsideChunk | OutputUnusable
+        ) or self._around.stop.is_interruption(error):
             return True
         return self._fault(error) is not None or self._is_ours(error)
 
@@ -350,7 +353,7 @@ class _Slice:
         """Say of an error that the items of the chunk may be at fault, one of them or all together."""
         try:
             yield
-        except (LeaseLost, ChunkTorn, WriteInsideChunk):
+        except (LeaseLost, ChunkTorn, WriteInsideChunk, OutputUnusable):
             raise
         except Exception as error:
             is_database_gone = self._fault(error) in {Fault.LOST, Fault.READ_ONLY} or self._is_ours(error)
