@@ -14,6 +14,7 @@ _SAYS = {
     "normalize_emails": "200,000 users are normalised, 0 are not",
     "import_csv": "50,000",
     "running_sum": "succeeded",
+    "export_multipart": "exact to the byte",
 }
 
 
