@@ -296,16 +296,7 @@ class OutputExists(OutputUnusable):
 
 
 class OutputLost(OutputUnusable):
-    """Raised when what a run has exported and committed is not there any more."""
-
-    def __init__(self, path: str, *, what: str, mend: str) -> None:
-        super().__init__(
-            path,
-            problem=(
-                f"{what}. The disk is not the one that it was written to, or was not kept (Heroku and others give each "
-                f"worker a disk of its own, and a new one with each deploy): {mend}. If it is gone, rerun() the run"
-            ),
-        )
+    """Raised when what a run has exported and committed is not there any more, or is not what was written."""
 
 
 class DatabaseUnavailable(BatchkitError):

@@ -34,10 +34,6 @@ _CARRY = "batchkit.outputs"
 _BLOCK = 1 << 20
 #: How many partitions' segments a thread remembers as its own; one that it forgets costs a new segment.
 _REMEMBERED = 100
-_FOLDER_HINT = (
-    "put the file on a disk that all workers share and that outlives them, or upload its parts as in "
-    "examples/export_multipart.py"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +232,7 @@ def _append(chunk: Chunk[Any], path: PathLike, data: bytes, *, head: str, replac
         if before is None:
             _refuse_to_replace(place, replaces=replaces)
         elif _size(folder / before.segment) < before.length:
-            raise OutputLost(str(place), what=_shorter(folder / before.segment, before.length), mend=_FOLDER_HINT)
+            raise _lost(place, folder / before.segment, before.length)
         if before is not None and _own.has(key, before.segment):
             name, length = before.segment, before.length
         else:
@@ -303,7 +299,7 @@ def _pieces(folder: Path, committed: _Committed, place: Path) -> list[_Piece]:
         name, length = behind
         segment = folder / name
         if _size(segment) < length:
-            raise OutputLost(str(place), what=_shorter(segment, length), mend=_FOLDER_HINT)
+            raise _lost(place, segment, length)
         with segment.open("rb") as file:
             first_line = file.readline()
         pieces.insert(0, _Piece(segment, len(first_line), length))
@@ -326,8 +322,8 @@ def _put_together(place: Path, head: bytes, parts: Sequence[tuple[_Committed, Se
                 if (crc, total) != (committed.crc, committed.total):
                     raise OutputLost(
                         str(place),
-                        what=f"the bytes in {folder} are not those that were committed",
-                        mend="something else has written to them",
+                        problem=f"the bytes in {folder} are not those that were committed, so something else has "
+                        f"written to them; rerun() the run, or put them back",
                     )
             file.flush()
             os.fsync(file.fileno())
@@ -384,9 +380,17 @@ def _size(file: Path) -> int:
         return 0
 
 
-def _shorter(segment: Path, length: int) -> str:
-    there = f"has {_size(segment)} bytes" if segment.exists() else "is not there"
-    return f"{length} bytes of {segment} were committed, but it {there}"
+def _lost(place: Path, segment: Path, length: int) -> OutputLost:
+    there = f"has {_size(segment)}" if segment.exists() else "is not there"
+    return OutputLost(
+        str(place),
+        problem=(
+            f"{length} bytes of {segment} were committed, but it {there}. It is on another machine's disk, or the "
+            f"disk was not kept (on Heroku and the like each worker has its own, and a new one with each deploy). Put "
+            f"the file on a disk that all workers share, or upload its parts as examples/export_multipart.py does; if "
+            f"what was committed is gone, rerun() the run"
+        ),
+    )
 
 
 def _sync(folder: Path) -> None:

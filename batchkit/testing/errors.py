@@ -28,9 +28,8 @@ class CrashTestFailed(BatchkitError, AssertionError):
         self.failed = tuple(failed)
         self.kills = kills
         self.commits = commits
-        lines = [
-            f"job {job} was killed {kills} times, and {len(failed)} times it came to another end than undisturbed:"
-        ]
+        times = f"was killed {kills} times and came {len(failed)} times to another end than undisturbed"
+        lines = [f"job {job} {times}:"]
         for each in self.failed[:_SHOWN_TRIES]:
             lines += [f"  killed {each.killed}:", *(f"    {difference}" for difference in each.differences)]
         if len(failed) > _SHOWN_TRIES:
