@@ -347,6 +347,26 @@ class WriteInsideChunk(BatchkitError):
         )
 
 
+class OutputUnusable(BatchkitError):
+    """Raised when a file that a run exports cannot be written; no item is at fault."""
+
+    def __init__(self, path: str, *, problem: str) -> None:
+        self.path = path
+        self.problem = problem
+        super().__init__(f"{path} cannot be written: {problem}; the run goes on with resume() once that is mended")
+
+
+class OutputExists(OutputUnusable):
+    """Raised when a run is to export to a file that is there and has content."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, problem="there is a file with content; move it away, or write replace=True")
+
+
+class OutputLost(OutputUnusable):
+    """Raised when what a run has exported and committed is not there any more, or is not what was written."""
+
+
 class DatabaseUnavailable(BatchkitError):
     """Raised when the database cannot be reached or written."""
 

@@ -29,6 +29,7 @@ from batchkit.errors import (
     InvalidParams,
     InvalidStart,
     LeaseLost,
+    OutputUnusable,
     ResultCutOff,
     SourceChanged,
     WorkerKilled,
@@ -73,6 +74,8 @@ _RECONNECT_SECONDS = 0.2
 _EMPTY_SLICE_DELAY_SECONDS = 1.0
 #: How long a chunk may hold the only write lock.
 _ONE_WRITER_SECONDS = 0.2
+#: Errors that are the fault of no item: halving the chunk would not find any.
+_OF_CHUNK = (LeaseLost, ChunkTorn, OutputUnusable, ResultCutOff, WriteInsideChunk)
 #: How much the last chunk counts in the rate that is shown.
 _RATE_WEIGHT = 0.3
 
@@ -484,7 +487,7 @@ class _Slice:
 
     def _is_of_chunk(self, error: Exception) -> bool:
         """Tell whether an error is no fault of an item, and the chunk is to be tried again or given up whole."""
-        if isinstance(error, LeaseLost | ChunkTorn | WriteInsideChunk) or self._around.stop.is_interruption(error):
+        if isinstance(error, _OF_CHUNK) or self._around.stop.is_interruption(error):
             return True
         return self._fault(error) is not None or self._is_ours(error)
 
@@ -499,7 +502,7 @@ class _Slice:
         """Say of an error that the items of the chunk may be at fault, one of them or all together; or the step."""
         try:
             yield
-        except (LeaseLost, ChunkTorn, ResultCutOff, WriteInsideChunk):
+        except _OF_CHUNK:
             raise
         except Exception as error:
             is_database_gone = self._fault(error) in {Fault.LOST, Fault.READ_ONLY} or self._is_ours(error)

@@ -15,6 +15,7 @@ _SAYS = {
     "import_csv": "50,000",
     "running_sum": "succeeded",
     "crawl": "4,000 charges, of 4,000",
+    "export_multipart": "exact to the byte",
 }
 
 

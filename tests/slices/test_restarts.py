@@ -10,7 +10,7 @@ from sqlalchemy import insert
 
 from batchkit import BatchKit, RunState, Steps
 from batchkit.errors import InvalidJob, RunFailed
-from batchkit.testing_resumable import CursorForgotten, restart_after_every_yield
+from batchkit.testing import CursorForgotten, restart_after_every_yield
 from tests.slices.conftest import Ledger, ledger, write
 from tests.slices.conftest import job as batched_job
 from tests.slices.test_resumables import job

@@ -34,9 +34,11 @@ from batchkit import (
 )
 from batchkit.holds import HoldOff, dead_tuples, long_transactions, replica_lag
 from batchkit.hooks import RunEvent, RunHook
+from batchkit.outputs import csv_file, json_lines_file, publish
 from batchkit.promises import Delivery
 from batchkit.queues import InlineQueue, LocalQueue
 from batchkit.sources import Source
+from batchkit.testing import CrashTest, crash_test, go_on, interrupt_after, restart_after_every_chunk, run_inline
 
 
 class Base(DeclarativeBase):
@@ -254,3 +256,27 @@ def crawl_users(steps: Steps[int], domain: str, limit: int = 10) -> Iterator[int
 
 
 assert_type(crawl_users.start("example.com", limit=3), Run)
+
+
+def publish_export(finish: Finish, domain: str, limit: int = 10) -> int:
+    """Put a file together."""
+    return publish(finish, Path("users.jsonl"))
+
+
+@batched(users, finish=publish_export)
+def export(chunk: Chunk[User], domain: str, limit: int = 10) -> None:
+    """Export users."""
+    with (
+        json_lines_file(chunk, "users.jsonl", default=str) as lines,
+        csv_file(chunk, "u.csv", columns=["id"]) as records,
+    ):
+        for user in chunk:
+            lines.write({"id": user.id})
+            records.write({"id": user.id})
+            records.write([user.id])
+
+
+assert_type(run_inline(export, "example.com", limit=3), Run)
+assert_type(go_on(interrupt_after(2, export, "example.com"), chunks=1), Run)
+assert_type(restart_after_every_chunk(spell), Run)
+assert_type(crash_test(export, setup=lambda engine: None, params={"domain": "example.com"}), CrashTest)

@@ -13,6 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from batchkit import BatchKit, Chunk, Finish, Steps, Throttle, batched, resumable, rows, span
 from batchkit.sources import Source
+from batchkit.testing import interrupt_after
 
 
 class Base(DeclarativeBase):
@@ -46,6 +47,8 @@ good.delay("x", "y")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssu
 good.using(limit=5).start(domain=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 good.using(limit=5).start()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 good.using(key="k").delay(name="x")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+interrupt_after(1, good, domain=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 # Terms that are unknown, or of another type.
 good.using(limit="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
