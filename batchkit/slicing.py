@@ -442,7 +442,7 @@ class _Slice:
             raise
         self._moved_on(moved)
         if stepped.is_last:
-            # The end of the work comes before a pause, and so it would be without this return.
+            # A pause that the checkpoint has brought back comes too late, and a cancel is seen by the release.
             return None
         if self._should_stop() or not standing.goes_on:
             walk.close()

@@ -391,7 +391,7 @@ def test_a_write_that_is_refused_at_a_yield_is_tried_again_by_a_new_generator(ki
         calls.append(steps.cursor)
         for item in range(steps.cursor or 0, 3):
             write(steps, item)
-            steps.session.add(Account(id=item, total=None if steps.attempt < 3 and item == 1 else 0))
+            steps.session.add(Account(id=item + 1, total=None if steps.attempt < 3 and item == 1 else 0))
             yield item + 1
 
     run = job(go, retry=Retrying(stop=stop_after_attempt(3), wait=wait_none())).start()
