@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Column, Connection, Integer, MetaData, Table, create_engine, func, insert, select, update
+from sqlalchemy.orm import Session
 
 from batchkit import BatchKit, Chunk, Run, batched
 from batchkit.queues import InlineQueue
@@ -44,6 +45,21 @@ def sleep(connection: Connection, seconds: float) -> None:
     """Keep the database's server busy."""
     function = {"postgresql": func.pg_sleep, "mysql": func.sleep}[connection.dialect.name]
     connection.execute(select(function(seconds)))
+
+
+class Watched:
+    """The numbers from 0, and somebody who is told of each read, in its transaction."""
+
+    def __init__(self, stop: int, on_read: Callable[[int | None], object]) -> None:
+        self._stop = stop
+        self._on_read = on_read
+
+    def read(self, after: int | None, limit: int, session: Session) -> list[tuple[int, int]]:
+        """Read."""
+        session.connection().exec_driver_sql("SELECT 1")
+        self._on_read(after)
+        first = 0 if after is None else after + 1
+        return [(item, item) for item in range(first, min(first + limit, self._stop))]
 
 
 def let_leases_run_out(kit: BatchKit, run: Run) -> None:

@@ -17,7 +17,7 @@ from batchkit.errors import InvalidJob, InvalidStart
 from batchkit.queues import InlineQueue, LocalQueue
 from batchkit.stopping import Stop
 from tests.servers.proxy import Cut, cutter
-from tests.slices.conftest import Ledger, job, ledger, write
+from tests.slices.conftest import Ledger, Watched, job, ledger, write
 
 
 class Base(DeclarativeBase):
@@ -228,15 +228,17 @@ def test_a_cut_at_any_commit_repeats_calls_and_doubles_no_write(
             write(chunk)
             for item in chunk:
                 calls[item] = calls.get(item, 0) + 1
-            # Once at the commit of the read, and once at that of the checkpoint.
-            if chunk.number == 2 and calls[chunk[0]] == 1:
-                chunk.after_commit(lambda: wire.arm(cut))
             if chunk.number == 5 and calls[chunk[0]] == 1:
+                wire.arm(cut)
+
+        def arm(after: int | None) -> None:
+            if after == 9 and not wire.cuts:
                 wire.arm(cut)
 
         with closing(BatchKit(url, queue=InlineQueue())) as kit:
             kit.migrate()
-            run = job(span(30), work, chunk_size=5, delivery="at-least-once").start()
+            # Once at the commit of the read, and once at that of the checkpoint.
+            run = job(Watched(30, arm), work, chunk_size=5, delivery="at-least-once").start()
             assert (RunState.SUCCEEDED, 30, 2) == (run.state, run.progress.done, wire.cuts)
     assert list(range(30)) == postgres_done.items()
     repeated = 5 if cut is Cut.BEFORE_SERVER else 0

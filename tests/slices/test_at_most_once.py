@@ -22,7 +22,7 @@ from batchkit.slicing import Ending
 from batchkit.stopping import Stop
 from tests.servers.postgres import PostgresServer
 from tests.servers.proxy import Cut, cutter
-from tests.slices.conftest import Ledger, end_leases, job, ledger, let_leases_run_out, write
+from tests.slices.conftest import Ledger, Watched, end_leases, job, ledger, let_leases_run_out, write
 
 
 class Calls:
@@ -109,6 +109,7 @@ def test_one_error_too_many_fails_the_run_behind_the_item_which_is_recorded(kit:
     run = _once(work).start()
     assert (RunState.FAILED, 3, 1, 0) == _counts(run)
     assert ("ValueError: no", "3") == (str(run.error), run.error and run.error.item)
+    assert ["3"] == [each.cursor for each in run.failures()]
     run.resume()
     assert (RunState.SUCCEEDED, 9, 1, 0) == _counts(run)
     assert {1} == set(calls.times.values())
@@ -222,22 +223,24 @@ def test_a_cut_at_any_commit_begins_nothing_twice(
     with cutter(postgres_server.port) as wire:
         url = postgres_url.replace(f":{postgres_server.port}/", f":{wire.port}/")
 
+        def arm(where: str) -> None:
+            if where == at and not armed:
+                armed.append(1)
+                wire.arm(cut)
+
         def work(chunk: Chunk[int]) -> None:
             calls(chunk[0])
             write(chunk)
-            if chunk[0] == 4 and not armed:
-                armed.append(1)
-                if at == "mark":
-                    chunk.after_commit(lambda: wire.arm(cut))
-                elif at == "outcome":
-                    wire.arm(cut)
-                else:
-                    wire.arm(cut)
+            if chunk[0] == 4:
+                arm("outcome")
+                arm("function")
+                if at == "function":
                     chunk.connection.execute(text("SELECT 'COMMIT'"))
 
         with closing(BatchKit(url, queue=InlineQueue())) as kit:
             kit.migrate()
-            run = _once(work).start()
+            source = Watched(10, lambda after: arm("mark") if after == 3 else None)
+            run = job(source, work, delivery="at-most-once").start()
             assert 1 == wire.cuts
             # A mark that was committed and one that was not are both gone on with: nothing was begun.
             is_known = at == "mark" or (at == "outcome" and cut is Cut.BEFORE_CLIENT)
