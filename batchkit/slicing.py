@@ -512,7 +512,7 @@ class _Slice:
 
     def _pass_killer(self, reading: _Reading) -> Standing | None:
         """Move past an item without working it; None where it is not there any more."""
-        is_wanted = self._lease.suspicion is not None and self._lease.suspicion.is_to_skip
+        known = self._lease.suspicion
         self._lease = self._caution.before_chunk(self._lease, self._isolation)
         transaction = self._open()
         try:
@@ -523,7 +523,10 @@ class _Slice:
             return None
         what = f"the item behind the cursor {self._lease.cursor}"
         refused = self._isolation.failed(WorkerKilled(self._lease.run_id, what=what), read)
-        return None if refused.item is None else self._pass(refused.item, refused, is_wanted=is_wanted)
+        if refused.item is None or known is None:
+            return None
+        tried = replace(refused.item.item, attempts=len(known.ends))
+        return self._pass(replace(refused.item, item=tried), refused, is_wanted=known.is_to_skip)
 
     def _pass(self, failed: Failed, refused: ChunkFailed, *, is_wanted: bool = False) -> Standing:
         """

@@ -138,7 +138,7 @@ def _check_all_but_poison(run: Run, done: Ledger) -> None:
     assert [item for item in range(_ITEMS) if item != _POISON] == done.items()
     assert (_ITEMS - 1, 1) == (run.progress.done, run.progress.failed)
     (failure,) = run.failures()
-    assert (str(_POISON), "batchkit.errors.WorkerKilled") == (failure.item, failure.error_type)
+    assert (str(_POISON), "batchkit.errors.WorkerKilled", 3) == (failure.item, failure.error_type, failure.attempts)
 
 
 @pytest.mark.parametrize("way", _WAYS)
