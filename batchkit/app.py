@@ -225,6 +225,10 @@ class BatchKit:
             # A task that calls a job cannot be cut into slices, so its worker's own way of stopping applies.
             return self._worked(run, job, never)
 
+    def is_at_work_here(self) -> bool:
+        """Tell whether this thread works a task of the kit's own queue."""
+        return isinstance(self._queue, MessageQueue) and self._queue.is_at_work_here()
+
     def _worked(self, run: Run, job: Definition, stop: Stop) -> Run:
         outcome = self.work_run(run.id, stop=stop)
         if outcome is not None and outcome.ending is Ending.DECLINED and outcome.error is not None:
@@ -286,6 +290,8 @@ class BatchKit:
             self._controls.cancel(found)
         except IllegalTransition:
             _logger.info("a run had ended before its message was revoked", extra={"run_id": found})
+            # The queue throws away what is to tell of it.
+            self._store.runs.announced(found)
 
     def recover(self) -> Swept:
         """Sweep once: settle runs whose workers died, and wake workers up for those that wait."""

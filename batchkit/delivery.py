@@ -126,6 +126,10 @@ class Message(Protocol):
         """End this delivery without telling of an end; what the task is to return, unless this raises."""
         ...
 
+    def left_to_another(self) -> object:
+        """End this delivery: another is about to tell of the end."""
+        ...
+
     def again(self, seconds: float) -> object:
         """End this delivery and have the same message delivered after *seconds*."""
         ...
@@ -198,6 +202,10 @@ class MessageQueue(Queue, Protocol):
 
     def message_at_hand(self, job: Definition) -> Message | None:
         """Give the message that is being worked in this thread; None outside a task of the queue."""
+        ...
+
+    def is_at_work_here(self) -> bool:
+        """Tell whether this thread works a task of this queue."""
         ...
 
 
@@ -384,8 +392,8 @@ class Deliveries:
         elif self._store.runs.begin_announcing(record.id):
             message.when_told(Telling(self._store, record.id))
         else:
-            # Another is at it; should it die, a sweep sends the message again.
-            return message.parked()
+            # Should it die, a sweep sends the message again.
+            return message.left_to_another()
         return _end_of(record, outcome)
 
 

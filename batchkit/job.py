@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from inspect import Signature
@@ -282,18 +283,29 @@ class Starter(Protocol):
         """Start a run and work it in this process until it ends, or a slice of it in a queue's message."""
         ...
 
+    def is_at_work_here(self) -> bool:
+        """Tell whether this thread works a task of the kit's own queue."""
+        ...
+
 
 class Current:
-    """The kit that jobs use: the one built last, or one made from the environment when first needed."""
+    """
+    The kit that jobs use: the one built last, or one made from the environment when first needed.
+
+    Inside a task of a queue it is the kit of that queue: to any other, the task's message would mean nothing.
+    """
 
     def __init__(self) -> None:
         self._kit: Starter | None = None
+        self._kits: weakref.WeakSet[Starter] = weakref.WeakSet()
         self._make: Callable[[], Starter] | None = None
         self._lock = threading.Lock()
 
     def use(self, kit: Starter) -> None:
         """Make *kit* the one that jobs use."""
         self._kit = kit
+        # Anew, since another thread may be going through them
+        self._kits = weakref.WeakSet([*self._kits, kit])
 
     def make_with(self, make: Callable[[], Starter]) -> None:
         """Say how to make a kit where none was built."""
@@ -307,7 +319,10 @@ class Current:
                     message = "import batchkit before starting a job"
                     raise RuntimeError(message)
                 self._kit = self._make()
-            return self._kit
+            kit, kits = self._kit, list(self._kits)
+        if len(kits) == 1 or kit.is_at_work_here():
+            return kit
+        return next((each for each in kits if each.is_at_work_here()), kit)
 
 
 current_kit = Current()

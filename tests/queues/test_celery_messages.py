@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from typing import Any
 
@@ -145,6 +146,31 @@ def test_to_revoke_a_message_is_to_cancel_its_run(bench: Bench):
     assert {} == bench.calls()
 
 
+def test_a_revoked_message_is_not_sent_for_ever(bench: Bench):
+    worker = bench.crew.celery(*_ONE_CHILD)
+    sent = bench.send("short-slices", kwargs={"pause": 0.2})
+    run = bench.run()
+    bench.wait_done(run, at_least=10)
+    bench.celery.control.revoke(sent)
+    assert RunState.CANCELLED == bench.wait_end(run)
+    if not ledger.is_announced(bench.database):
+        ledger.let_announcement_be_due(bench.database)
+    eventually(lambda: ledger.is_announced(bench.database), within=30, message=worker.log)
+
+
+def test_a_message_that_is_sent_again_is_as_its_sender_made_it(bench: Bench, redis_url: str):
+    worker = bench.crew.celery(*_ONE_CHILD)
+    bench.send("count", kwargs={"pause": 0.2}, kwargsrepr="{hidden}", headers={"mine": 1}, priority=3)
+    bench.wait_done(bench.run(), at_least=10)
+    worker.send(signal.SIGTERM)
+    worker.wait()
+    with redis.Redis.from_url(redis_url) as client:
+        queues = client.keys(f"{bench.crew.env['TEST_QUEUE']}*")
+        (message,) = [json.loads(each) for key in queues for each in client.lrange(key, 0, -1)]
+    assert ("{hidden}", 1) == (message["headers"]["kwargsrepr"], message["headers"]["mine"])
+    assert 3 == message["properties"]["priority"]
+
+
 def test_a_paused_run_parks_its_message(bench: Bench):
     bench.crew.celery(*_ONE_CHILD)
     chain(_task(bench, "count", pause=0.05), _note(bench))()
@@ -242,6 +268,14 @@ def test_a_message_goes_on_in_the_queue_that_it_was_sent_to(bench: Bench):
     bench.send("short-slices", kwargs={"pause": 0.02}, queue="low", priority=3)
     bench.check(bench.run())
     assert 1 < bench.run().progress.interruptions
+
+
+def test_a_message_goes_on_over_the_exchange_that_it_was_sent_to(bench: Bench):
+    queues = {"media": {"exchange": "media", "exchange_type": "topic", "routing_key": "media.#"}}
+    bench.celery.conf.task_queues = queues
+    bench.crew.celery(*_ONE_CHILD, env={"CONF_TASK_QUEUES": json.dumps(queues)})
+    bench.send("short-slices", kwargs={"pause": 0.0}, queue="media", routing_key="media.video")
+    bench.check(bench.run())
 
 
 def test_a_soft_time_limit_is_an_interruption(bench: Bench):

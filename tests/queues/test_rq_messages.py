@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from redis import Redis
 from rq import Callback, Queue, Retry
+from rq.command import send_stop_job_command
 from rq.job import Dependency, Job, JobStatus
 
-from batchkit import RunState
+from batchkit import Run, RunState
 from tests.queues import ledger
 from tests.queues.conftest import Bench
 from tests.queues.workers import QueueWorker
@@ -350,3 +351,84 @@ def test_a_chunk_that_calls_a_job_does_not_stop_its_own(bench: Bench, queue: Que
     assert {RunState.SUCCEEDED} == {run.state for run in bench.kit.runs()}
     assert 2 == len(bench.kit.runs()), worker.log()
     assert {1: bench.items} == ledger.times(bench.database)
+
+
+def test_to_cancel_a_job_is_to_cancel_its_run(bench: Bench, queue: Queue):
+    bench.crew.rq()
+    job = _enqueue(queue, "short_slices", pause=0.1)
+    bench.wait_done(bench.run(), at_least=10)
+    job.cancel()
+    assert RunState.CANCELLED == bench.wait_end(bench.run())
+    assert repr(_success(bench)) not in bench.calls()
+
+
+def test_to_cancel_a_job_that_waits_between_slices_is_to_cancel_its_run(bench: Bench, queue: Queue):
+    worker = bench.crew.rq()
+    job = _enqueue(queue, "count", pause=0.3)
+    bench.wait_done(bench.run(), at_least=10)
+    worker.send_all(_TERM)
+    worker.wait()
+    job.cancel()
+    _supervisor(bench)
+    assert RunState.CANCELLED == bench.wait_end(bench.run())
+    assert JobStatus.CANCELED is job.get_status()
+    assert [] == queue.job_ids
+
+
+def test_to_stop_a_job_is_to_cancel_its_run(bench: Bench, queue: Queue):
+    bench.crew.rq()
+    _supervisor(bench)
+    job = _enqueue(queue, "count", pause=0.5)
+    bench.wait_done(bench.run(), at_least=10)
+    send_stop_job_command(queue.connection, job.id)
+    _wait_status(bench, job, JobStatus.STOPPED)
+    assert RunState.CANCELLED == bench.wait_end(bench.run())
+    assert JobStatus.STOPPED is job.get_status()
+
+
+def test_a_job_that_waits_for_long_does_not_expire(bench: Bench, queue: Queue):
+    job, run = _paused(bench, queue, ttl=3600)
+    assert -1 == queue.connection.ttl(job.key)
+    bench.command("resume", run.id, "--detach")
+    bench.check(run)
+    _check_noted(bench, _success(bench))
+
+
+def _paused(bench: Bench, queue: Queue, **options: Any) -> tuple[Job, Run]:
+    """Enqueue a job and pause its run."""
+    bench.crew.rq()
+    job = _enqueue(queue, "count", pause=0.1, **options)
+    run = bench.run()
+    bench.wait_done(run, at_least=10)
+    run.pause()
+    _wait_status(bench, job, JobStatus.SCHEDULED)
+    return job, run
+
+
+def test_a_copy_that_is_worked_beside_a_job_leaves_it_as_it_ends(bench: Bench, queue: Queue):
+    bench.crew.rq()
+    job = _enqueue(queue, "count", pause=0.3)
+    run = bench.run()
+    bench.wait_done(run, at_least=10)
+    queue.connection.rpush(queue.key, job.id)
+    bench.crew.rq()
+    scheduled = queue.scheduled_job_registry
+    eventually(lambda: job.id in scheduled.get_job_ids(), within=30, message=bench.crew.logs)
+    bench.check(run)
+    _check_noted(bench, _success(bench))
+    _wait_status(bench, job, JobStatus.FINISHED)
+    assert [] == scheduled.get_job_ids()
+
+
+def test_a_copy_that_comes_while_the_end_is_told_does_not_show_the_job_as_scheduled(bench: Bench, queue: Queue):
+    bench.crew.rq()
+    job = queue.enqueue(f"{_APP}.count", pause=0.0, on_success=Callback(f"{_APP}.on_success_slowly"))
+    eventually(lambda: repr(_success(bench)) in bench.calls(), within=30, message=bench.crew.logs)
+    queue.connection.rpush(queue.key, job.id)
+    other = bench.crew.rq()
+    eventually(lambda: other.whole_log().count(job.id) > 1, within=30, message=bench.crew.logs)
+    assert JobStatus.SCHEDULED is not job.get_status()
+    ledger.note(bench.database, "enough")
+    _wait_status(bench, job, JobStatus.FINISHED)
+    _check_noted(bench, _success(bench), ("enough",))
+    assert [] == queue.scheduled_job_registry.get_job_ids()

@@ -108,10 +108,12 @@ class Crew:
         self.env = dict(env)
         self.workers: list[QueueWorker] = []
 
-    def celery(self, *options: str, env: Mapping[str, str] | None = None) -> QueueWorker:
+    def celery(
+        self, *options: str, env: Mapping[str, str] | None = None, app: str = "tests.queues.celery_app"
+    ) -> QueueWorker:
         """Start a stock Celery worker."""
         number = len(self.workers)
-        command = [sys.executable, "-m", "celery", "-A", "tests.queues.celery_app", "worker", "-l", "INFO"]
+        command = [sys.executable, "-m", "celery", "-A", app, "worker", "-l", "INFO"]
         command += ["--without-mingle", "--without-gossip", "-n", f"w{number}@%h", *options]
         return self._start(command, ready=" ready.", env=env)
 

@@ -46,6 +46,8 @@ _KEPT = (
     "origin",
     "stamped_headers",
 )
+#: What Flower and the log show; whoever sent it may have hidden something in it.
+_SHOWN = ("argsrepr", "kwargsrepr")
 
 
 class CeleryMessage:
@@ -114,6 +116,10 @@ class CeleryMessage:
         """End the task: no callbacks, no result."""
         raise Ignore
 
+    def left_to_another(self) -> NoReturn:
+        """End the task, for good: a sweep sends it again if need be."""
+        raise Ignore
+
     def again(self, seconds: float) -> NoReturn:
         """Have Celery deliver the same message after *seconds*."""
         # Not None: that is the task's own limit, and a message that starts a run must outlast any outage.
@@ -165,6 +171,7 @@ def envelope_of(context: Any) -> tuple[dict[str, Any], dict[str, Any]]:  # noqa:
     asked = vars(context).get("ignore_result")
     if asked is not None:
         kept["ignore_result"] = asked
+    kept.update({name: vars(context)[name] for name in _SHOWN if vars(context).get(name) is not None})
     kept.update(_route(context.delivery_info or {}))
     headers = {name: value for name, value in headers_of(context).items() if not name.startswith("batchkit_")}
     return kept, headers

@@ -93,10 +93,18 @@ class CeleryQueue:
 
     def message_at_hand(self, job: Definition) -> CeleryMessage | None:
         """Give the message that is being worked in this thread; None outside a task of this app."""
+        task = self._task_at_hand()
+        return None if task is None else CeleryMessage(task, job, send=self._send, on_told=self._told.__setitem__)
+
+    def is_at_work_here(self) -> bool:
+        """Tell whether this thread works a task of this app."""
+        return self._task_at_hand() is not None
+
+    def _task_at_hand(self) -> Task | None:
         task = current_task._get_current_object() if current_task else None  # noqa: SLF001  the proxy has no other way
         if task is None or task.request.called_directly or task.app is not self._app:
             return None
-        return CeleryMessage(task, job, send=self._send, on_told=self._told.__setitem__)
+        return task
 
     def signature(
         self, job: Definition, args: tuple[object, ...], kwargs: dict[str, object], *, immutable: bool
@@ -113,17 +121,21 @@ class CeleryQueue:
         if self._app.conf.task_always_eager:
             self._app.tasks[name].apply(task_id=options["task_id"], headers=headers)
             return
-        self._app.send_task(
-            name,
-            args=(),
-            kwargs={},
-            headers=headers,
-            # For people: Flower and the log show the run's params, which the message itself does not carry.
-            argsrepr=f"run {wake_up.run_id}",
-            kwargsrepr=wake_up.params[:_LONGEST_REPR],
-            add_to_parent=False,
-            **options,
-        )
+        # For people: Flower and the log show the run's params, which the message itself does not carry.
+        shown = {"argsrepr": f"run {wake_up.run_id}", "kwargsrepr": wake_up.params[:_LONGEST_REPR]}
+        options = {**shown, **self._routed(options)}
+        self._app.send_task(name, args=(), kwargs={}, headers=headers, add_to_parent=False, **options)
+
+    def _routed(self, options: dict[str, Any]) -> dict[str, Any]:
+        """
+        Name the queue of an exchange of the user's, which is declared with it.
+
+        To Redis an exchange that this process has not declared is a direct one, and the message goes nowhere.
+        """
+        exchange = options.get("exchange")
+        queues = self._app.amqp.queues.items() if exchange else ()
+        name = next((name for name, queue in queues if queue.exchange and queue.exchange.name == exchange), None)
+        return options if name is None else {**options, "queue": name}
 
     def _envelope(self, wake_up: WakeUp) -> tuple[str, dict[str, Any], dict[str, Any]]:
         """Give the task's name, the options and the headers of the message that started a run, or of one of ours."""
@@ -207,7 +219,7 @@ class CeleryQueue:
             kwargs=context.kwargs,
             headers={**headers, HOPS: hops},
             add_to_parent=False,
-            **options,
+            **self._routed(options),
         )
 
     @property

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rq.job import Job, Retry
+from rq.registry import ScheduledJobRegistry
 
 from batchkit.delivery import start_key
 from batchkit.job import Definition
@@ -23,6 +24,7 @@ _ENDLESS = 1_000_000_000
 _ENOUGH = 1_000
 #: How long a parked job stays scheduled. A wake-up comes first; where a scheduler is quicker, the job parks again.
 _PARKED_SECONDS = 7 * 24 * 3600
+_TELLS_SECONDS = 1.0
 
 
 class RQMessage:
@@ -118,9 +120,16 @@ class RQMessage:
                 stop.wait(seconds)
         return None if self.is_ours else Retry(max=_ENDLESS)
 
+    def left_to_another(self) -> Retry | None:
+        """Come again in a moment, when the other has told: a job that is parked shows as scheduled, ended or not."""
+        return self.again(_TELLS_SECONDS)
+
     def again_surviving(self) -> Retry:
         """Have RQ run the same job next, with retries for the horses that are killed."""
         self._job.retries_left = _ENDLESS
+        # RQ would lose a job that waits between slices for longer, and with it its callbacks.
+        self._job.ttl = None
+        self._job.connection.hdel(self._job.key, "ttl")
         retry = Retry(max=_ENDLESS)
         # It has waited for its turn. Older releases of RQ do not know of that.
         retry.enqueue_at_front = True
@@ -159,6 +168,8 @@ class RQMessage:
         """Let what is about to be returned or raised be the job's end: RQ would retry an error."""
         notes.note_end(self._job, run_id)
         self._job.retries_left = 0
+        # What a copy has left there that was worked beside it
+        ScheduledJobRegistry(self._job.origin, connection=self._job.connection).remove(self._job.id)
 
 
 def path_of(job: Definition) -> str:

@@ -29,6 +29,8 @@ _LONGEST_DESCRIPTION = 1_000
 _FAILURE_TTL_SECONDS = 7 * 24 * 3600
 #: RQ has no end of its own for our slices: a slice has its time, a chunk its timeout, and the lease ends what hangs.
 _NO_TIMEOUT = -1
+#: What `job.cancel()` and `send_stop_job_command` leave behind.
+_GIVEN_UP = frozenset({JobStatus.CANCELED, JobStatus.STOPPED})
 #: Params that `queue.enqueue(job, ...)` takes for itself.
 _EATEN = frozenset(
     {"args", "at_front", "depends_on", "description", "failure_ttl", "group_id", "job_id", "job_timeout", "kwargs"}
@@ -48,12 +50,20 @@ class RQQueue:
     Args:
         connection: the Redis that the workers listen to.
         serializer: the serializer of the workers, where it is not RQ's default.
+
+    Raises:
+        InvalidQueue: the connection decodes what it reads, which RQ's jobs cannot stand.
     """
 
     crosses_processes = True
     keeps_messages = True
 
     def __init__(self, connection: Redis, *, serializer: Any = None) -> None:  # noqa: ANN401  RQ takes a class or its path
+        if connection.connection_pool.connection_kwargs.get("decode_responses"):
+            raise InvalidQueue(
+                "this connection has decode_responses=True, with which RQ cannot read a job; "
+                "give RQQueue a connection without it, such as RQQueue(Redis.from_url(url))"
+            )
         self._connection = connection
         self._serializer = serializer
         self._kit: Kit | None = None
@@ -93,6 +103,11 @@ class RQQueue:
                 message.takes_turns()
         return message
 
+    def is_at_work_here(self) -> bool:
+        """Tell whether this process works an RQ job of the same Redis."""
+        current = get_current_job()
+        return current is not None and _place(current.connection) == _place(self._connection)
+
     def _send(self, wake_up: WakeUp, hops: int) -> None:
         written = None if wake_up.message is None else json.loads(wake_up.message)
         if written is not None and "rq" in written:
@@ -105,12 +120,18 @@ class RQQueue:
         at_hand = self._at_hand
         current = get_current_job()
         if at_hand is not None and self._is_at_hand(current) and (current.id, at_hand.use) == (job_id, use):
+            if current.get_status() is JobStatus.CANCELED:
+                self._cancel(wake_up)
+            # Where it was cancelled, to tell of that.
             at_hand.wake_itself(wake_up)
             return
         queue = self._queue(queue_name)
         job = self._fetch(job_id)
         if job is None or notes.use_of(job) != use:
             self._go_on_without(wake_up, job_id, queue, use=use, is_id_free=job is None)
+        elif job.get_status() in _GIVEN_UP:
+            self._cancel(wake_up)
+            self._told(wake_up)
         elif wake_up.is_announcement and notes.was_told(job, wake_up.run_id):
             self._told(wake_up)
         elif not (wake_up.is_announcement and _is_being_worked(job, queue)):
@@ -166,6 +187,11 @@ class RQQueue:
         except NoSuchJobError:
             return None
 
+    def _cancel(self, wake_up: WakeUp) -> None:
+        """Cancel the run whose RQ job somebody has cancelled or stopped; a run that has ended stays as it is."""
+        if not wake_up.is_announcement:
+            self._attached.cancel_message("", wake_up.run_id)
+
     def _told(self, wake_up: WakeUp) -> None:
         self._attached.announced(wake_up.run_id)
 
@@ -198,6 +224,12 @@ def _is_being_worked(job: Job, queue: Queue) -> bool:
     registry = queue.started_job_registry
     alive = job.connection.zrangebyscore(registry.key, time.time(), "+inf")
     return any(execution.decode().rpartition(":")[0] == job.id for execution in alive)
+
+
+def _place(connection: Redis) -> tuple[object, ...]:
+    address = connection.connection_pool.connection_kwargs
+    defaults = {"host": "localhost", "port": 6379, "path": None, "db": 0}
+    return tuple(address.get(name, default) for name, default in defaults.items())
 
 
 def _cut(text: str) -> str:
