@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from celery import Celery, Task
 from sqlalchemy import select, update
 
-from batchkit import BatchKit, Chunk, Finish, Source, Steps, batched, resumable, rows, span
+from batchkit import BatchKit, Chunk, Finish, Source, Steps, Throttle, batched, resumable, rows, span
 from batchkit.errors import RunFailed
 from batchkit.queues import CeleryQueue
 from tests.queues import killing, ledger
@@ -74,6 +74,19 @@ def fails(chunk: Chunk[int], pause: float = 0.1) -> None:
     if chunk.number == 3:
         message = "no third chunk"
         raise ValueError(message)
+
+
+def until_go() -> float | None:
+    """Hold off until somebody notes that the run may go."""
+    return None if "go" in calls(os.environ["TEST_DATABASE"]) else 1.0
+
+
+@batched(
+    _items, name="held", chunk_size=10, lease=LEASE_SECONDS, finish=_result, throttle=Throttle(hold=until_go, rate=1000)
+)
+def held(chunk: Chunk[int], pause: float = 0.1) -> None:
+    """Do as `count` does, once it may go."""
+    count.function(chunk, pause)
 
 
 def _all_items() -> Source[int]:

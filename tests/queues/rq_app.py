@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from redis import Redis
 from sqlalchemy import select, update
 
-from batchkit import BatchKit, Chunk, Finish, Source, Steps, batched, resumable, rows
+from batchkit import BatchKit, Chunk, Finish, Source, Steps, Throttle, batched, resumable, rows
 from batchkit.queues import RQQueue
 from tests.queues import killing, ledger
 from tests.queues.ledger import batch_item, calls, item
@@ -66,6 +66,17 @@ def fails(chunk: Chunk[int], pause: float = 0.1) -> None:
     if chunk.number == 3 and repr(("mended",)) not in calls(os.environ["TEST_DATABASE"]):
         message = "no third chunk"
         raise ValueError(message)
+
+
+def until_go() -> float | None:
+    """Hold off until somebody notes that the run may go."""
+    return None if "go" in calls(os.environ["TEST_DATABASE"]) else 1.0
+
+
+@batched(_items, chunk_size=10, lease=LEASE_SECONDS, finish=_result, throttle=Throttle(hold=until_go, rate=1000))
+def held(chunk: Chunk[int], pause: float = 0.1) -> None:
+    """Do as `count` does, once it may go."""
+    count.function(chunk, pause)
 
 
 def _all_items() -> Source[int]:
