@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 from sqlalchemy import Column, Connection, Integer, MetaData, Table, insert, select, text
 
-from batchkit import BatchKit, Chunk, Run, RunState, Throttle, span
+from batchkit import Adaptive, BatchKit, Chunk, Run, RunState, Throttle, span
 from batchkit.errors import InvalidJob
 from batchkit.holds import HoldOff
 from batchkit.job import JOBS
 from batchkit.model import Plan, Range
 from batchkit.planning import fingerprint_of, identity_of
-from batchkit.slicing import Ending
+from batchkit.slicing import Ending, Outcome
 from batchkit.stopping import Stop
-from batchkit.store import Clock
+from batchkit.store import Clock, Rates
 from batchkit.store.clock import UtcTime
 from batchkit.worker import Worker
 from tests.slices.conftest import Ledger, job, write
@@ -189,20 +189,35 @@ def test_adaptive_sizes_do_not_learn_from_waiting(kit: BatchKit, done: Ledger):
     def work(chunk: Chunk[int]) -> None:
         sizes.append(len(chunk))
 
-    job(span(220), work, throttle=Throttle(rate=100)).start()
-    # Had the second chunk cost its wait of 0.1 s, the third would be smaller than the most that the rate allows.
-    assert (10, 80) == (sizes[0], sizes[1])
-    assert 100 == sizes[2]
+    job(span(30), work, chunk_size=Adaptive(target=0.5), throttle=Throttle(rate=10)).start()
+    # Had the second chunk cost its wait of a second, the third would have half as many items.
+    assert [10, 10, 10] == sizes
 
 
-def test_a_wait_for_the_rate_ends_at_once_when_the_worker_is_to_stop(still_kit: BatchKit):
+def test_a_wait_for_the_rate_ends_at_once_when_the_worker_is_to_stop(
+    still_kit: BatchKit, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("batchkit.pacing.PATIENCE_SECONDS", 7200.0)
+    run = job(span(100), lambda chunk: None, throttle=Throttle(rate=1 / 3600), slice_time=7200).start()
+    outcomes: list[Outcome | None] = []
     with Stop() as stop:
-        # After the first chunk, in the wait of 1 s for the second.
-        run = job(span(100), lambda chunk: None, throttle=Throttle(rate=1), slice_time=3600).start()
-        outcome = worker_of(still_kit).work_partition(run.id, 0, stop=stop, watch=lambda _: stop.request("SIGTERM"))
+        thread = threading.Thread(
+            target=lambda: outcomes.append(worker_of(still_kit).work_partition(run.id, 0, stop=stop))
+        )
+        thread.start()
+        rates = still_kit._store.rates  # noqa: SLF001  only what is reserved tells that the wait has begun
+        eventually(lambda: _reserved_hours(rates, run) == 2, within=30, message="nothing was reserved")
+        stop.request("SIGTERM")
+        thread.join(30)
+        assert not thread.is_alive()
+    (outcome,) = outcomes
     assert outcome is not None
     assert (Ending.INTERRUPTED, 1) == (outcome.ending, outcome.chunks)
     assert (RunState.QUEUED, 0) == (run.refresh().state, run.progress.workers)
+
+
+def _reserved_hours(rates: Rates, run: Run) -> int:
+    return round(rates.reserve(run.id, items=1, rate=1.0, patience=-1.0).seconds / 3600)
 
 
 def test_calling_a_job_waits_in_place(database_url: str):
