@@ -1,0 +1,129 @@
+"""The items of a chunk: reading them at the job's pace, and handing them to its function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, cast
+
+from batchkit.chunk import Chunk, at_hand
+from batchkit.each import work_each
+from batchkit.isolation import Read
+from batchkit.model import Checkpoint, Lease
+from batchkit.pacing import Pace
+from batchkit.planning import Cursors, read_items
+from batchkit.promises import AT_MOST_ONCE
+from batchkit.replaying import FailedItems
+from batchkit.slicing.carry import read_carry, write_carry
+from batchkit.slicing.course import Course
+from batchkit.slicing.outcome import Stopped
+from batchkit.slicing.trials import Trials
+from batchkit.sources.base import Source
+from batchkit.store import ChunkTransaction
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the chunks of a slice are read from."""
+
+    source: Source[Any]
+    cursors: Cursors
+    params: dict[str, object]
+
+    def place_of(self, cursor: object) -> str:
+        """Give the place of an item in the job's own source, as JSON text."""
+        if isinstance(self.source, FailedItems):
+            return self.source.place_of(cast("int", cursor))
+        return self.cursors.write(cursor)
+
+
+class Items:
+    """Reads the items of one slice, and calls the job's function with them."""
+
+    def __init__(self, course: Course, trials: Trials, reading: Reading) -> None:
+        self._course = course
+        self._trials = trials
+        self._reading = reading
+        self._is_at_most_once = course.lease.delivery == AT_MOST_ONCE
+        throttle = course.job.options.throttle
+        self._pace = None if throttle is None else Pace(throttle, course.around.store)
+
+    def keep_pace(self) -> None:
+        """
+        Ask the holds and wait for the rate, before anything of the chunk is counted or locked.
+
+        Raises:
+            HeldBack: the partition is to be given back for a while.
+            Stopped: the worker should stop.
+        """
+        if self._pace is None:
+            return
+        course = self._course
+        # A hold that hangs is a chunk that hangs: its lease is not renewed for ever, and the grace cuts it short.
+        course.begin_chunk()
+        try:
+            self._pace.ask(course.lease, is_to_raise=self._is_no_fault_of_holds)
+        finally:
+            course.cutter.chunk_ends()
+        waits = self._pace.reserve(course.lease, course.isolation.limit)
+        course.has_waited(waits)
+        if waits and course.rest(waits):
+            raise Stopped
+
+    def read(self, transaction: ChunkTransaction, lease: Lease) -> Read:
+        """Read the next items behind the cursor of *lease*."""
+        reading = self._reading
+        after = reading.cursors.read(lease.cursor)
+        limit, session = self._course.isolation.limit, transaction.session
+        pairs = read_items(reading.source, after, limit=limit, session=session, lease=lease)
+        return Read(pairs, reading.cursors, lease)
+
+    def chunk(self, read: Read, transaction: ChunkTransaction) -> Chunk[Any]:
+        """Make the chunk of what was read."""
+        course = self._course
+        return Chunk(
+            read.items,
+            transaction=transaction,
+            run_id=course.lease.run_id,
+            partition=course.lease.number,
+            # At most once it was moved once already for this chunk, and twice for those before it.
+            number=(course.lease.seq + 1) // 2 if self._is_at_most_once else course.lease.seq + 1,
+            attempt=course.isolation.tries,
+            carry=read_carry(course.lease.carry),
+            stopping=course.should_stop,
+            keys=lambda index: self._key(read, index),
+            protecting=course.cutter.protected,
+            is_dry_run=course.lease.is_dry_run,
+        )
+
+    def call(self, chunk: Chunk[Any], transaction: ChunkTransaction) -> None:
+        """Call the job's function for a chunk, and send to the database what it has written."""
+        job, params = self._course.job, self._reading.params
+        with at_hand(chunk):
+            if job.is_each:
+                # What is tried once must not lose what its neighbours wrote.
+                is_apart = self._course.isolation.is_apart or (self._is_at_most_once and len(chunk) > 1)
+                work_each(job.function, chunk, params, is_apart=is_apart, is_of_chunk=self._trials.is_of_chunk)
+            else:
+                job.function(chunk, **params)
+        transaction.flush()
+
+    def checkpoint(self, cursor: str, chunk: Chunk[Any]) -> Checkpoint:
+        """Say what a chunk that was worked moves on, to *cursor*."""
+        return Checkpoint(
+            cursor=cursor,
+            done=len(chunk) - len(chunk.failed),
+            failed=len(chunk.failed),
+            carry=write_carry(chunk.carry),
+            chunk_size=len(chunk),
+            rate=self._course.measured(len(chunk)),
+        )
+
+    def _is_no_fault_of_holds(self, error: Exception) -> bool:
+        return self._trials.is_interruption(error) or self._trials.is_away(error)
+
+    def _key(self, read: Read, index: int) -> str:
+        """Name an item to other systems: by the run in which it is done, and by its place in the source."""
+        place = self._reading.place_of(read.pairs[index][1])
+        lease = self._course.lease
+        return f"{lease.failures_of or lease.run_id}-{blake2b(place.encode(), digest_size=10).hexdigest()}"

@@ -1,0 +1,138 @@
+"""One slice: working the chunks of a claimed partition until it ends or should stop."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import closing
+from typing import Protocol
+
+from batchkit.caution import Caution
+from batchkit.cutting import ChunkCut, Cutter
+from batchkit.errors import LeaseLost
+from batchkit.job import Definition
+from batchkit.lease_timer import LeaseTimer
+from batchkit.model import Lease, Standing
+from batchkit.pacing import HeldBack
+from batchkit.promises import AT_MOST_ONCE
+from batchkit.slicing import endings
+from batchkit.slicing.chunks import ChunkWork
+from batchkit.slicing.course import Course
+from batchkit.slicing.finishing import finish
+from batchkit.slicing.items import Items, Reading
+from batchkit.slicing.once import OnceWork
+from batchkit.slicing.outcome import Declined, Ending, Outcome, Stopped, Surroundings
+from batchkit.slicing.preparing import Preparation
+from batchkit.slicing.steps import StepWork
+from batchkit.slicing.trials import Trials
+from batchkit.states import PartitionKind
+from batchkit.store import HeldConnection
+
+_logger = logging.getLogger("batchkit")
+
+
+def work_slice(lease: Lease, *, job: Definition, around: Surroundings, slice_time: float | None) -> Outcome:
+    """
+    Work a claimed partition until it is exhausted or has to stop, and give it back.
+
+    Whatever happens, a chunk is committed together with its checkpoint or not at all. Errors of the job make the run
+    failed; a lost lease or database leaves it to whoever claims it next. Only what is no Exception passes through,
+    after the lease was given back.
+    """
+    timer = LeaseTimer(around.store.leases, lease, chunk_timeout=job.options.chunk_timeout)
+    cutter = Cutter(around.stop, grace=around.grace)
+    held = HeldConnection(around.store.database, lease.run_id)
+    with timer, cutter, Caution(around.store, around.stop) as caution, closing(held):
+        course = Course(
+            lease,
+            job=job,
+            around=around,
+            timer=timer,
+            cutter=cutter,
+            caution=caution,
+            held=held,
+            slice_time=slice_time,
+        )
+        return _Slice(course).work()
+
+
+class _Work(Protocol):
+    """A way of working a partition."""
+
+    def next(self) -> Standing | None:
+        """Commit the next chunk; None where there is none."""
+        ...
+
+
+class _Slice:
+    def __init__(self, course: Course) -> None:
+        self._course = course
+        self._trials = Trials(course)
+
+    def work(self) -> Outcome:
+        course = self._course
+        try:
+            return self._work()
+        except LeaseLost as error:
+            return endings.lose(course, error)
+        except ChunkCut as error:
+            endings.give_back(course, error)
+            return course.outcome(Ending.INTERRUPTED, error)
+        except BaseException as error:  # the user's function may raise anything
+            if isinstance(error, Exception) and not self._trials.is_interruption(error):
+                return self._end_after(error)
+            endings.give_back(course, error)
+            raise
+
+    def _work(self) -> Outcome:
+        course, trials = self._course, self._trials
+        course.around.begun(course.around.stop.is_interruption)
+        if course.lease.kind is PartitionKind.FINISH:
+            return trials.with_faults(lambda: finish(course))
+        reading = Preparation(course, trials).prepare()
+        if reading is None:
+            return endings.exhaust(course)
+        if course.job.is_resumable:
+            with closing(StepWork(course, trials, reading.params)) as steps:
+                return self._work_chunks(steps)
+        return self._work_chunks(self._way(reading))
+
+    def _way(self, reading: Reading) -> _Work:
+        items = Items(self._course, self._trials, reading)
+        is_at_most_once = self._course.lease.delivery == AT_MOST_ONCE
+        return (OnceWork if is_at_most_once else ChunkWork)(self._course, self._trials, items)
+
+    def _work_chunks(self, work: _Work) -> Outcome:
+        while True:
+            standing = work.next()
+            if standing is None:
+                return endings.exhaust(self._course)
+            if not standing.goes_on:
+                return endings.yield_to(self._course, standing)
+            if self._course.deadline.has_passed:
+                return endings.interrupt(self._course, "its slice time is over")
+
+    def _end_after(self, error: Exception) -> Outcome:
+        """Give the partition back as *error* asks for; whatever goes wrong with that is for the lease to settle."""
+        course = self._course
+        try:
+            return self._ended_by(error)
+        except LeaseLost as lost:
+            return endings.lose(course, lost)
+        except Exception as failed:
+            if course.around.store.database.fault(failed) is None:
+                raise
+            _logger.warning("a lease was left to run out", extra={"run_id": course.lease.run_id}, exc_info=True)
+            return course.outcome(Ending.INTERRUPTED, error)
+
+    def _ended_by(self, error: Exception) -> Outcome:
+        course = self._course
+        if isinstance(error, Declined):
+            return endings.decline(course, error)
+        if isinstance(error, HeldBack):
+            return endings.hold(course, error)
+        if isinstance(error, Stopped):
+            return endings.interrupt(course, str(course.around.stop.reason))
+        if self._trials.is_away(error):
+            course.held.discard()
+            return endings.interrupt(course, "the database was away, or its lock was not to be had")
+        return endings.fail(course, error)
