@@ -19,7 +19,18 @@ if TYPE_CHECKING:
     from batchkit.model import Failure, Partition, Progress, RunError, Transition
     from batchkit.run import Run
     from batchkit.sizing import Adaptive
-    from batchkit.sources import Source, csv_rows, items, json_lines, rows, span
+    from batchkit.sources import (
+        Source,
+        csv_rows,
+        items,
+        json_lines,
+        nested,
+        pages,
+        parquet_rows,
+        rows,
+        span,
+        stream,
+    )
     from batchkit.states import RunState
 
 _HOMES = {
@@ -44,8 +55,12 @@ _HOMES = {
     "current_session": "batchkit.chunk",
     "items": "batchkit.sources",
     "json_lines": "batchkit.sources",
+    "nested": "batchkit.sources",
+    "pages": "batchkit.sources",
+    "parquet_rows": "batchkit.sources",
     "rows": "batchkit.sources",
     "span": "batchkit.sources",
+    "stream": "batchkit.sources",
 }
 
 __all__ = [
@@ -70,8 +85,12 @@ __all__ = [
     "current_session",
     "items",
     "json_lines",
+    "nested",
+    "pages",
+    "parquet_rows",
     "rows",
     "span",
+    "stream",
 ]
 
 

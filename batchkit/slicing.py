@@ -29,7 +29,7 @@ from batchkit.errors import (
     SourceChanged,
     WriteInsideChunk,
 )
-from batchkit.isolation import ChunkFailed, Failed, Isolation, Read, Refused
+from batchkit.isolation import ChunkFailed, Failed, FetchFailed, Isolation, Read, Refused
 from batchkit.job import Definition
 from batchkit.lease_timer import LeaseTimer
 from batchkit.model import Checkpoint, Lease, Position, Standing
@@ -42,12 +42,13 @@ from batchkit.planning import (
     identity_of,
     make_source,
     plan,
+    prefetch_items,
     read_items,
 )
 from batchkit.replaying import FailedItems
 from batchkit.retrying import StoppedWaiting, retry_by
 from batchkit.sizing import AdaptiveSizing, FixedSizing, Sizing
-from batchkit.sources.base import Source
+from batchkit.sources.base import NotFetched, Prefetching, Source, Watched
 from batchkit.states import PartitionKind
 from batchkit.stopping import Deadline, Stopping
 from batchkit.store import ChunkTransaction, HeldConnection, Sessions, Store
@@ -136,6 +137,9 @@ class _Reading:
     source: Source[Any]
     cursors: Cursors
     params: dict[str, object]
+    # Asked once a slice, since a check against a protocol takes long.
+    is_prefetching: bool
+    watched: Watched | None
 
     def place_of(self, cursor: object) -> str:
         """Give the place of an item in the job's own source, as JSON text."""
@@ -173,6 +177,7 @@ class _Slice:
         self._chunk_began = time.perf_counter()
         #: what the function wants called once the chunk in flight is known to be committed
         self._after_commit: Sequence[Callable[[], object]] = ()
+        self._has_warned_of_key = False
         #: what the item looked like that made the run fail
         self._failing_item: str | None = None
 
@@ -181,6 +186,8 @@ class _Slice:
             return self._work()
         except LeaseLost as error:
             return self._lost(error)
+        except FetchFailed as failed:
+            return self._end_after(failed.error)
         except ChunkCut as error:
             self._give_back(error)
             return self._outcome(Ending.INTERRUPTED, error)
@@ -194,7 +201,8 @@ class _Slice:
         if self._lease.kind is PartitionKind.FINISH:
             return self._with_faults(self._finish)
         source, params = self._prepare()
-        return self._work_chunks(_Reading(source, Cursors(source), params))
+        is_prefetching, watched = isinstance(source, Prefetching), source if isinstance(source, Watched) else None
+        return self._work_chunks(_Reading(source, Cursors(source), params, is_prefetching, watched))
 
     def _end_after(self, error: Exception) -> Outcome:
         """Give the partition back as *error* asks for; whatever goes wrong with that is for the lease to settle."""
@@ -226,15 +234,19 @@ class _Slice:
         if self._lease.failures_of is not None:
             source = self._failed_items(source)
         if not self._lease.is_planned:
-            self._with_faults(lambda: self._plan(source))
+            self._with_retries(lambda: self._plan(source))
         if self._lease.identity is None:
             self._accept(source)
-        try:
-            check_identity(self._job, source, self._lease)
-        except SourceChanged as error:
-            raise _Declined(error) from error
-        check_fingerprint(source, self._lease)
+        self._with_retries(lambda: self._check(source))
         return bounded(source, self._lease), params
+
+    def _check(self, source: Source[Any]) -> None:
+        with self._blaming_others():
+            try:
+                check_identity(self._job, source, self._lease)
+            except SourceChanged as error:
+                raise _Declined(error) from error
+            check_fingerprint(source, self._lease)
 
     def _failed_items(self, source: Source[Any]) -> Source[Any]:
         failed = FailedItems(source, self._around.store, self._lease, version=self._job.options.version)
@@ -250,6 +262,7 @@ class _Slice:
         self._lease = self._around.store.leases.accept(self._lease, identity=identity, fingerprint=fingerprint)
 
     def _plan(self, source: Source[Any]) -> None:
+        self._prefetch(source, Cursors(source))
         transaction = self._open()
         try:
             planned = plan(self._job, source, transaction.session, self._lease)
@@ -292,22 +305,22 @@ class _Slice:
         """Work the next chunk; None where there is none."""
         self._timer.chunk_begins()
         self._cutter.chunk_begins()
-        self._isolation.begin()
         self._after_commit = ()
-        began = self._chunk_began = time.perf_counter()
-        transaction = self._open()
+        began = time.perf_counter()
+        transaction, read = self._begin(reading)
         try:
-            read = self._read(reading, transaction)
             if not read.pairs:
                 self._cutter.chunk_ends()
                 transaction.rollback()
                 return None
+            self._isolation.begin()
             # Before the work: a cursor that cannot be stored is no fault of an item.
             cursor = read.last
             chunk = self._make_chunk(reading, read, transaction)
             with self._blaming_items(read):
                 self._call(chunk, reading.params)
                 transaction.flush()
+            self._warn_of_moved_key(reading)
             self._after_commit = chunk.committed_calls
             self._cutter.chunk_ends()
             done = len(chunk) - len(chunk.failed)
@@ -338,6 +351,52 @@ class _Slice:
         if isinstance(error, LeaseLost | ChunkTorn | WriteInsideChunk) or self._around.stop.is_interruption(error):
             return True
         return self._fault(error) is not None or self._is_ours(error)
+
+    def _begin(self, reading: _Reading) -> tuple[ChunkTransaction, Read]:
+        """Open the transaction of the next chunk and read its items, once what that takes is fetched."""
+        while True:
+            if reading.is_prefetching:
+                self._prefetch(reading.source, reading.cursors)
+            # The size of chunks follows from what holds locks; the fetching counts for the rate only.
+            self._chunk_began = time.perf_counter()
+            transaction = self._open()
+            try:
+                return transaction, self._read(reading, transaction)
+            except NotFetched:
+                transaction.rollback()
+            except BaseException as error:
+                self._undo(transaction, error)
+                raise
+            if self._around.stop.requested:
+                raise _Stopped
+
+    def _prefetch(self, source: object, cursors: Cursors) -> None:
+        """Let the source ask others before anything is locked."""
+        if isinstance(source, Prefetching):
+            with self._blaming_others():
+                after = cursors.read(self._lease.cursor)
+                prefetch_items(source, after, limit=self._isolation.limit, lease=self._lease)
+
+    @contextmanager
+    def _blaming_others(self) -> Iterator[None]:
+        """Say of an error that no item is at fault, but what the source asks."""
+        try:
+            yield
+        except (BatchkitError, _Declined):
+            raise
+        except Exception as error:
+            if self._around.stop.is_interruption(error) or self._fault(error) is not None:
+                raise
+            raise FetchFailed(error) from error
+
+    def _warn_of_moved_key(self, reading: _Reading) -> None:
+        moved = None if reading.watched is None or self._has_warned_of_key else reading.watched.moved()
+        if moved is not None:
+            self._has_warned_of_key = True
+            _logger.warning(
+                "a function changes the key that its items are walked by, so items may be done twice or not at all",
+                extra={"run_id": self._lease.run_id, "job": self._job.name, "key": moved},
+            )
 
     def _read(self, reading: _Reading, transaction: ChunkTransaction) -> Read:
         after = reading.cursors.read(self._lease.cursor)
@@ -531,20 +590,22 @@ class _Slice:
     def _with_retries(self, step: Callable[[], R]) -> R:
         """Do *step* again as the job's own policy says, too; not while an item that fails is being looked for."""
         policy = self._job.options.retry
-        if policy is None or self._isolation.is_searching:
+        if policy is None:
             return self._with_faults(step)
-        failed: ChunkFailed | None = None
+        is_searching = self._isolation.is_searching
+        failed: ChunkFailed | FetchFailed | None = None
 
         def attempt() -> R:
             nonlocal failed
             try:
                 return self._with_faults(step)
-            except ChunkFailed as error:
+            except (ChunkFailed, FetchFailed) as error:
                 failed = error
                 raise error.error from None
 
         def is_judged(error: BaseException) -> bool:
-            return failed is not None and error is failed.error
+            is_of_items = isinstance(failed, ChunkFailed)
+            return failed is not None and error is failed.error and not (is_of_items and is_searching)
 
         try:
             return retry_by(policy, attempt, is_judged=is_judged, wait=self._rest, on_retry=self._note_retry)
