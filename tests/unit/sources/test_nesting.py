@@ -238,9 +238,9 @@ def test_an_inner_source_that_asks_others_is_read_only_after_it_has_fetched():
 
 
 def test_what_is_no_source_or_no_function_is_refused():
-    for given in (([1], span), (span(3), span(3)), (span(3), None)):
+    for wrong in (([1], span), (span(3), span(3)), (span(3), None)):
         with pytest.raises(InvalidSource, match="write nested"):
-            nested(*cast("Any", given))
+            nested(*cast("Any", wrong))
     with pytest.raises(InvalidSource, match="gave 5 for 0, which is no source"):
         nested(span(3), cast("Any", lambda _: 5)).read(None, 1, NO_SESSION)
 

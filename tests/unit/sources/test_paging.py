@@ -123,8 +123,9 @@ def test_a_page_that_became_longer_goes_on_with_what_was_added():
 )
 @pytest.mark.parametrize("page", [[], [1]])
 def test_a_token_that_comes_again_is_refused(following: dict[Any, Any], again: str, page: list[int]):
+    source = pages(lambda token: (page, following[token]))
     with pytest.raises(InvalidSource, match=f"gave {again} as the token of the next page, which it was called with"):
-        _walk(lambda source=pages(lambda token: (page, following[token])): source, limit=1)
+        _walk(lambda: source, limit=1)
 
 
 def test_an_empty_text_as_the_next_token_is_refused_since_it_would_begin_anew():

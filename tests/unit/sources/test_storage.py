@@ -236,7 +236,7 @@ def test_what_is_not_there_or_no_file_or_of_no_known_kind_is_named(url: str):
     _write(f"{url}/inside", b"1\n")
     with pytest.raises(InvalidSource, match="is no file but a directory"):
         csv_rows(url).read(None, 1, NO_SESSION)
-    with pytest.raises(InvalidSource, match="warp://x cannot be opened: .*install the package"):
+    with pytest.raises(InvalidSource, match=r"warp://x cannot be opened: .*install the package"):
         csv_rows("warp://x").read(None, 1, NO_SESSION)
 
 
