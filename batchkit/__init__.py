@@ -20,7 +20,18 @@ if TYPE_CHECKING:
     from batchkit.resuming import resumable
     from batchkit.run import Run
     from batchkit.sizing import Adaptive
-    from batchkit.sources import Source, csv_rows, items, json_lines, rows, span
+    from batchkit.sources import (
+        Source,
+        csv_rows,
+        items,
+        json_lines,
+        nested,
+        pages,
+        parquet_rows,
+        rows,
+        span,
+        stream,
+    )
     from batchkit.states import RunState
     from batchkit.steps import Steps
     from batchkit.throttle import Throttle
@@ -50,9 +61,13 @@ _HOMES = {
     "current_session": "batchkit.chunk",
     "items": "batchkit.sources",
     "json_lines": "batchkit.sources",
+    "nested": "batchkit.sources",
+    "pages": "batchkit.sources",
+    "parquet_rows": "batchkit.sources",
     "resumable": "batchkit.resuming",
     "rows": "batchkit.sources",
     "span": "batchkit.sources",
+    "stream": "batchkit.sources",
 }
 
 __all__ = [
@@ -80,9 +95,13 @@ __all__ = [
     "current_session",
     "items",
     "json_lines",
+    "nested",
+    "pages",
+    "parquet_rows",
     "resumable",
     "rows",
     "span",
+    "stream",
 ]
 
 

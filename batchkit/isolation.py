@@ -32,6 +32,13 @@ class ChunkFailed(Exception):
         self.item = item
 
 
+class FetchFailed(Exception):
+    """What a source asks before a chunk's transaction has raised *error*: no item is at fault."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
 class Refused(Exception):
     """So many items have failed that the run fails at the one at *index* of its chunk, which *cause* came from."""
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from batchkit.errors import InvalidSource, SourceChanged
 from batchkit.job import Definition
 from batchkit.model import Lease, Plan, Range
-from batchkit.sources.base import Bounded, Coded, Continued, Counted, Estimate, Fingerprinted, Identified, Source
+from batchkit.sources.base import (
+    Bounded,
+    Coded,
+    Continued,
+    Counted,
+    Estimate,
+    Fingerprinted,
+    Identified,
+    NotFetched,
+    Prefetching,
+    Source,
+    Stateful,
+)
 from batchkit.values import dumps, loads
 
 if TYPE_CHECKING:
@@ -33,7 +46,8 @@ def make_source(job: Definition, params: dict[str, object]) -> Source[Any]:
             f"the source function of job {job.name} returned {source!r}, which is not a source; "
             f"return rows(...), items(...), span(...), csv_rows(...) or an object with read(after, limit, session)"
         )
-    return source
+    # Where the job has no params, one object is there for all its slices, some of them at the same time.
+    return source.anew() if isinstance(source, Stateful) else source
 
 
 def plan(job: Definition, source: Source[Any], session: Session, lease: Lease) -> Plan:
@@ -68,6 +82,26 @@ def read_items(
     limit = min(limit, lease.limit - lease.done - lease.failed - lease.in_doubt)
     # A source of the user's may give more than it is asked for.
     return list(source.read(after, limit, session))[:limit] if limit > 0 else []
+
+
+def prefetch_items(source: Prefetching, after: object, *, limit: int, lease: Lease) -> None:
+    """Have a source that asks others do so now, for the items that `read_items` will read."""
+    left = limit if lease.limit is None else min(limit, lease.limit - lease.done - lease.failed)
+    if left > 0:
+        source.prefetch(after, left)
+
+
+def read_whatever_it_takes(
+    source: Source[Any], after: object, *, limit: int, session: Session
+) -> Iterable[tuple[Any, Any]]:
+    """Read from any place in a source, though it asks others inside the transaction for that."""
+    while True:
+        try:
+            return list(source.read(after, limit, session))
+        except NotFetched:
+            if not isinstance(source, Prefetching):
+                raise
+            source.prefetch(after, limit)
 
 
 def bounded(source: Source[Any], lease: Lease) -> Source[Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from batchkit.model import Failure, Lease
-from batchkit.planning import Cursors, check_same, fingerprint_of, identity_of
+from batchkit.planning import Cursors, check_same, fingerprint_of, identity_of, read_whatever_it_takes
 from batchkit.sources.base import Source
 from batchkit.store import Store
 from batchkit.values import Json
@@ -99,7 +99,7 @@ class FailedItems:
         """Give the item of a failure, if it is still there."""
         after = self._cursors.read(failure.after)
         for limit in (1, _LOOK):
-            for item, cursor in self._source.read(after, limit, session):
+            for item, cursor in read_whatever_it_takes(self._source, after, limit=limit, session=session):
                 if self._cursors.write(cursor) == failure.cursor:
                     return [item]
         return []

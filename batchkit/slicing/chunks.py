@@ -52,14 +52,13 @@ class ChunkWork:
         items.keep_pace()
         course.goes_by(course.caution.before_chunk(course.lease, course.isolation))
         course.begin_chunk()
-        course.isolation.begin()
-        transaction = course.open()
+        transaction, read = items.begin(course.lease)
         try:
-            read = items.read(transaction, course.lease)
             if not read.pairs:
                 course.cutter.chunk_ends()
                 transaction.rollback()
                 return None
+            course.isolation.begin()
             # Before the work: a cursor that cannot be stored is no fault of an item.
             cursor = read.last
             chunk = items.chunk(read, transaction)
@@ -88,11 +87,8 @@ class ChunkWork:
         course = self._course
         known = course.lease.suspicion
         course.goes_by(course.caution.before_chunk(course.lease, course.isolation))
-        transaction = course.open()
-        try:
-            read = self._items.read(transaction, course.lease)
-        finally:
-            transaction.rollback()
+        transaction, read = self._items.begin(course.lease)
+        transaction.rollback()
         if not read.pairs:
             return None
         what = f"the item behind the cursor {course.lease.cursor}"

@@ -66,7 +66,7 @@ class Course:
         self._items = 0
         self._idle = lease.seconds
         self._cpu_at_checkpoint = time.process_time()
-        self._chunk_began = time.perf_counter()
+        self._chunk_began = self._cost_began = time.perf_counter()
         self._waited = 0.0
         self._after_commit: Sequence[Callable[[], object]] = ()
 
@@ -105,12 +105,16 @@ class Course:
         self.timer.chunk_begins()
         self.cutter.chunk_begins()
         self._after_commit = ()
-        self._chunk_began = time.perf_counter()
+        self._chunk_began = self._cost_began = time.perf_counter()
 
     def begin_passing(self) -> None:
         """Let the time begin of a transaction that only records what is known, and is not cut short."""
         self.timer.chunk_begins()
         self._after_commit = ()
+
+    def costs_from_now(self) -> None:
+        """Let what went before count for the rate that is shown, and not for the size of chunks: it held no lock."""
+        self._cost_began = time.perf_counter()
 
     def open(self, kept: KeptSession | None = None) -> ChunkTransaction:
         """Open the transaction of a chunk."""
@@ -153,7 +157,7 @@ class Course:
     def moved_on(self, lease: Lease) -> None:
         """Go on by a lease whose chunk is committed."""
         items = lease.done + lease.failed - self.lease.done - self.lease.failed
-        self.isolation.moved_on(items, time.perf_counter() - self._chunk_began)
+        self.isolation.moved_on(items, time.perf_counter() - self._cost_began)
         self._items += lease.done - self.lease.done
         self.chunks += 1
         self.marked(lease)

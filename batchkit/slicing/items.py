@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, cast
@@ -11,15 +12,17 @@ from batchkit.each import work_each
 from batchkit.isolation import Read
 from batchkit.model import Checkpoint, Lease
 from batchkit.pacing import Pace
-from batchkit.planning import Cursors, read_items
+from batchkit.planning import Cursors, prefetch_items, read_items
 from batchkit.promises import AT_MOST_ONCE
 from batchkit.replaying import FailedItems
 from batchkit.slicing.carry import read_carry, write_carry
 from batchkit.slicing.course import Course
 from batchkit.slicing.outcome import Stopped
 from batchkit.slicing.trials import Trials
-from batchkit.sources.base import Source
+from batchkit.sources.base import NotFetched, Prefetching, Source, Watched
 from batchkit.store import ChunkTransaction
+
+_logger = logging.getLogger("batchkit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,9 @@ class Items:
         self._trials = trials
         self._reading = reading
         self._is_at_most_once = course.lease.delivery == AT_MOST_ONCE
+        # Asked once a slice, since a check against a protocol takes long.
+        self._prefetching = reading.source if isinstance(reading.source, Prefetching) else None
+        self._watched = reading.source if isinstance(reading.source, Watched) else None
         throttle = course.job.options.throttle
         self._pace = None if throttle is None else Pace(throttle, course.around.store)
 
@@ -70,8 +76,36 @@ class Items:
         if waits and course.rest(waits):
             raise Stopped
 
-    def read(self, transaction: ChunkTransaction, lease: Lease) -> Read:
-        """Read the next items behind the cursor of *lease*."""
+    def begin(self, lease: Lease) -> tuple[ChunkTransaction, Read]:
+        """
+        Open a transaction and read the next items behind the cursor of *lease*, once what that takes is fetched.
+
+        Raises:
+            FetchFailed: what the source asks has refused it.
+            Stopped: the worker should stop.
+        """
+        course = self._course
+        while True:
+            self._prefetch(lease)
+            course.costs_from_now()
+            transaction = course.open()
+            try:
+                return transaction, self._read(transaction, lease)
+            except NotFetched:
+                transaction.rollback()
+            except BaseException as error:
+                course.undo(transaction, error)
+                raise
+            if course.around.stop.requested:
+                raise Stopped
+
+    def _prefetch(self, lease: Lease) -> None:
+        if self._prefetching is not None:
+            with self._trials.blaming_others():
+                after = self._reading.cursors.read(lease.cursor)
+                prefetch_items(self._prefetching, after, limit=self._course.isolation.limit, lease=lease)
+
+    def _read(self, transaction: ChunkTransaction, lease: Lease) -> Read:
         reading = self._reading
         after = reading.cursors.read(lease.cursor)
         limit, session = self._course.isolation.limit, transaction.session
@@ -107,6 +141,7 @@ class Items:
             else:
                 job.function(chunk, **params)
         transaction.flush()
+        self._warn_of_moved_key()
 
     def checkpoint(self, cursor: str, chunk: Chunk[Any]) -> Checkpoint:
         """Say what a chunk that was worked moves on, to *cursor*."""
@@ -121,6 +156,15 @@ class Items:
 
     def _is_no_fault_of_holds(self, error: Exception) -> bool:
         return self._trials.is_interruption(error) or self._trials.is_away(error)
+
+    def _warn_of_moved_key(self) -> None:
+        moved = None if self._watched is None else self._watched.moved()
+        if moved is not None:
+            self._watched = None
+            _logger.warning(
+                "a function changes the key that its items are walked by, so items may be done twice or not at all",
+                extra={"run_id": self._course.lease.run_id, "job": self._course.job.name, "key": moved},
+            )
 
     def _key(self, read: Read, index: int) -> str:
         """Name an item to other systems: by the run in which it is done, and by its place in the source."""

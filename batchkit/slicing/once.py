@@ -65,9 +65,8 @@ class OnceWork:
             self._items.keep_pace()
         course.begin_chunk()
         lease = course.lease if doubt is None else replace(course.lease, cursor=after_of(doubt))
-        transaction = course.open()
+        transaction, read = self._items.begin(lease)
         try:
-            read = self._items.read(transaction, lease)
             course.cutter.chunk_ends()
             if not read.pairs:
                 transaction.rollback()

@@ -14,6 +14,7 @@ from batchkit.planning import (
     identity_of,
     make_source,
     plan,
+    prefetch_items,
 )
 from batchkit.promises import EXACTLY_ONCE, cannot_commit_together
 from batchkit.replaying import FailedItems
@@ -21,7 +22,7 @@ from batchkit.slicing.course import Course
 from batchkit.slicing.items import Reading
 from batchkit.slicing.outcome import Declined
 from batchkit.slicing.trials import Trials
-from batchkit.sources.base import Source
+from batchkit.sources.base import Prefetching, Source
 
 
 class Preparation:
@@ -51,10 +52,10 @@ class Preparation:
             source = self._failed_items(source)
         is_empty = False
         if not course.lease.is_planned:
-            is_empty = self._trials.with_faults(lambda: self._plan(source))
+            is_empty = self._trials.with_retries(lambda: self._plan(source))
         if course.lease.identity is None:
             self._accept(source)
-        self._check(source)
+        self._trials.with_retries(lambda: self._check(source))
         source = bounded(source, course.lease)
         return None if is_empty else Reading(source, Cursors(source), params)
 
@@ -79,6 +80,10 @@ class Preparation:
     def _plan(self, source: Source[Any]) -> bool:
         """Plan the run; say whether it has no items."""
         course = self._course
+        if isinstance(source, Prefetching):
+            with self._trials.blaming_others():
+                after = Cursors(source).read(course.lease.cursor)
+                prefetch_items(source, after, limit=course.isolation.limit, lease=course.lease)
         transaction = course.open()
         try:
             planned = plan(course.job, source, transaction.session, course.lease)
@@ -94,8 +99,9 @@ class Preparation:
         course.goes_by(course.around.store.leases.accept(course.lease, identity=identity, fingerprint=fingerprint))
 
     def _check(self, source: Source[Any]) -> None:
-        try:
-            check_identity(self._course.job, source, self._course.lease)
-        except SourceChanged as error:
-            raise Declined(error) from error
-        check_fingerprint(source, self._course.lease)
+        with self._trials.blaming_others():
+            try:
+                check_identity(self._course.job, source, self._course.lease)
+            except SourceChanged as error:
+                raise Declined(error) from error
+            check_fingerprint(source, self._course.lease)

@@ -9,6 +9,7 @@ from typing import Protocol
 from batchkit.caution import Caution
 from batchkit.cutting import ChunkCut, Cutter
 from batchkit.errors import LeaseLost
+from batchkit.isolation import FetchFailed
 from batchkit.job import Definition
 from batchkit.lease_timer import LeaseTimer
 from batchkit.model import Lease, Standing
@@ -74,6 +75,8 @@ class _Slice:
             return self._work()
         except LeaseLost as error:
             return endings.lose(course, error)
+        except FetchFailed as failed:
+            return self._end_after(failed.error)
         except ChunkCut as error:
             endings.give_back(course, error)
             return course.outcome(Ending.INTERRUPTED, error)

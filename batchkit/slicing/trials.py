@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from batchkit.describing import safe_text
 from batchkit.errors import (
+    BatchkitError,
     ChunkTorn,
     DatabaseUnavailable,
     FailureResolved,
@@ -19,11 +20,11 @@ from batchkit.errors import (
     ResultCutOff,
     WriteInsideChunk,
 )
-from batchkit.isolation import ChunkFailed, Read
+from batchkit.isolation import ChunkFailed, FetchFailed, Read
 from batchkit.model import Position
 from batchkit.retrying import StoppedWaiting, retry_by
 from batchkit.slicing.course import Course
-from batchkit.slicing.outcome import Stopped
+from batchkit.slicing.outcome import Declined, Stopped
 from batchkit.stopping import Deadline
 from batchkit.store.dialects import Fault
 
@@ -82,23 +83,26 @@ class Trials:
 
         Raises:
             ChunkFailed: the function, or the database, has refused what was to be done.
+            FetchFailed: what the source asks has refused it.
             Stopped, LeaseLost, Exception: as `with_faults`.
         """
         policy = self._course.job.options.retry
-        if policy is None or self._course.isolation.is_searching:
+        if policy is None:
             return self.with_faults(step)
-        failed: ChunkFailed | None = None
+        is_searching = self._course.isolation.is_searching
+        failed: ChunkFailed | FetchFailed | None = None
 
         def attempt() -> R:
             nonlocal failed
             try:
                 return self.with_faults(step)
-            except ChunkFailed as error:
+            except (ChunkFailed, FetchFailed) as error:
                 failed = error
                 raise error.error from None
 
         def is_judged(error: BaseException) -> bool:
-            return failed is not None and error is failed.error
+            is_of_items = isinstance(failed, ChunkFailed)
+            return failed is not None and error is failed.error and not (is_of_items and is_searching)
 
         try:
             return retry_by(policy, attempt, is_judged=is_judged, wait=self._course.rest, on_retry=self._note)
@@ -123,6 +127,18 @@ class Trials:
             if is_database_gone or self.is_interruption(error):
                 raise
             raise (ChunkFailed(error, 1) if read is None else self._course.isolation.failed(error, read)) from error
+
+    @contextmanager
+    def blaming_others(self) -> Iterator[None]:
+        """Say of an error that no item is at fault, but what the source asks."""
+        try:
+            yield
+        except (BatchkitError, Declined):
+            raise
+        except Exception as error:
+            if self.is_interruption(error) or self.fault(error) is not None:
+                raise
+            raise FetchFailed(error) from error
 
     def is_of_chunk(self, error: Exception) -> bool:
         """Tell whether an error is no fault of an item, and the chunk is to be tried again or given up whole."""

@@ -19,7 +19,8 @@ class Source(Protocol[T_co]):
     Gives the items of a job, in an order that never changes, from behind any of them.
 
     Only `read` is needed. What a source can do besides it tells by having the methods of the protocols below.
-    A source is made anew for each slice from the params of the run, so it must not keep anything between slices.
+    A source is made anew for each slice from the params of the run, so it must not keep anything between slices; one
+    that is there once for all slices, and keeps something between reads, has the method of `Stateful`.
     """
 
     # Any: each source has a cursor type of its own, and nobody else looks into it.
@@ -101,6 +102,46 @@ class Fingerprinted(Protocol):
 
     def fingerprint(self) -> dict[str, Json]:
         """Describe the content, such as a file's size and digest. A run whose content changed fails, resumably."""
+        ...
+
+
+@runtime_checkable
+class Prefetching(Protocol):
+    """A source that asks others than the chunk's database, which may take long and must hold no lock meanwhile."""
+
+    def prefetch(self, after: Any, limit: int) -> None:  # noqa: ANN401
+        """
+        Fetch what `read` with the same arguments will give, and keep it: the chunk's transaction begins after that.
+
+        It is called before each `read`, and `read` must do without it all the same. An error in it is no fault of an
+        item; the job's retry policy says whether it is tried again.
+        """
+        ...
+
+
+class NotFetched(Exception):
+    """Raised by `read` where only the read has found out what is to be fetched: `prefetch`, and read again."""
+
+
+@runtime_checkable
+class Stateful(Protocol[T_co]):
+    """A source that keeps something from read to read, such as an open file: each slice has one of its own."""
+
+    def anew(self) -> Source[T_co]:
+        """Give the same source with nothing kept."""
+        ...
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """A source whose cursors are values of the items themselves, which a function may change."""
+
+    def moved(self) -> str | None:
+        """
+        Say which part of the cursor of the item that was read last has another value in that item now, if one has.
+
+        It must not ask the database: it is called in every chunk.
+        """
         ...
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import codecs
 import csv
-import hashlib
 import json
 import os
-import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from batchkit.errors import InvalidSource
 from batchkit.sources.base import Estimate, Source
+from batchkit.sources.storage import File, file_at
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -35,6 +33,7 @@ def csv_rows(
     fieldnames: Sequence[str] | None = None,
     delimiter: str = ",",
     quotechar: str = '"',
+    storage_options: Mapping[str, object] | None = None,
 ) -> Source[dict[str, str]]:
     """
     Take the records of a CSV file as dicts; quoted fields may hold newlines.
@@ -42,32 +41,39 @@ def csv_rows(
     A record with fewer fields than the header has "" for the rest. A run does not go on with a file that was changed.
 
     Args:
-        path: a local file.
+        path: a local file, or a URL that fsspec knows, such as s3://bucket/file.csv (`batchkit-jobs[files]`).
         encoding: of the text; one in which a newline is always the byte 0x0A.
         errors: what to do with bytes that are not of the encoding: "strict" or "replace", as in `open()`.
         fieldnames: the names of the fields, where the file has no header.
         delimiter: what separates fields.
         quotechar: what quotes fields.
+        storage_options: what the filesystem of a URL is told, such as its keys.
 
     Raises:
         InvalidSource: the file cannot be read, its header is unusable, or a record is; it says where.
     """
     _check_encoding(encoding, errors)
     dialect = _Dialect(encoding, errors, delimiter, quotechar)
-    return _CsvRows(_File(path), dialect, None if fieldnames is None else list(fieldnames))
+    file = file_at(path, storage_options)
+    records = _CsvRows(file, dialect, None if fieldnames is None else list(fieldnames))
+    return records if file.is_local else _Ahead(records)
 
 
-def json_lines(path: str | os.PathLike[str], *, encoding: str = "utf-8") -> Source[Any]:
+def json_lines(
+    path: str | os.PathLike[str], *, encoding: str = "utf-8", storage_options: Mapping[str, object] | None = None
+) -> Source[Any]:
     """
     Take the values of a file with one JSON value a line; blank lines are skipped.
 
-    A run does not go on with a file that was changed.
+    A run does not go on with a file that was changed. *path* and *storage_options* are those of `csv_rows`.
 
     Raises:
         InvalidSource: the file cannot be read, or a line is not JSON; it says where.
     """
     _check_encoding(encoding, "strict")
-    return _JsonLines(_File(path), encoding)
+    file = file_at(path, storage_options)
+    records = _JsonLines(file, encoding)
+    return records if file.is_local else _Ahead(records)
 
 
 @dataclass(frozen=True)
@@ -78,66 +84,6 @@ class _Dialect:
     quotechar: str
 
 
-@dataclass(frozen=True)
-class _Content:
-    """What one pass over a file finds out."""
-
-    size: int
-    digest: str
-    lines: int
-    has_quotes: bool
-
-
-#: What is known of files by their identity, so that slices on one worker do not read a whole file again.
-_CONTENTS: dict[tuple[str, int, int, int], _Content] = {}
-
-
-class _File:
-    """A local file that must not change while it is read; it stays open as long as this object lives."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self._stream: BinaryIO | None = None
-        self._status = (0, 0)
-        self.position = -1
-
-    def at(self, offset: int) -> BinaryIO:
-        """Give the open file, standing at *offset*."""
-        if self._stream is None:
-            self._stream = self._open()
-            # Not __del__: in a cycle, as an exception makes one, the stream would be collected first, with a warning.
-            weakref.finalize(self, self._stream.close)
-            self._status = _status(self._stream)
-            self.position = -1
-        if _status(self._stream) != self._status:
-            raise InvalidSource(f"{self.path} was changed while it was read; let it be written to the end first")
-        size, _ = self._status
-        if offset > size:
-            raise InvalidSource(f"{self.path} ends at byte {size}, before the cursor at {offset}; it was changed")
-        if self.position != offset:
-            self._stream.seek(offset)
-            self.position = offset
-        return self._stream
-
-    def content(self, *, quotechar: str = "") -> _Content:
-        """Read the whole file once and keep what was found for as long as it is the same file."""
-        with self._open() as stream:
-            status = os.fstat(stream.fileno())
-            name = f"{self.path.resolve()}{quotechar}"
-            key = (name, status.st_size, status.st_mtime_ns, status.st_ino)
-            if key not in _CONTENTS:
-                _CONTENTS[key] = _read_content(stream, quotechar.encode())
-            return _CONTENTS[key]
-
-    def _open(self) -> BinaryIO:
-        try:
-            return self.path.open("rb")
-        except OSError as error:
-            raise InvalidSource(
-                f"the file {self.path} cannot be read ({error.strerror}); give a path that every worker can open"
-            ) from error
-
-
 class _Lines:
     """
     Lines of a file from an offset on, decoded; `offset` is always behind the last line that was given.
@@ -146,7 +92,7 @@ class _Lines:
     the offset is where the next one begins.
     """
 
-    def __init__(self, file: _File, offset: int, dialect: _Dialect) -> None:
+    def __init__(self, file: File, offset: int, dialect: _Dialect) -> None:
         self._is_utf8 = codecs.lookup(dialect.encoding).name in ("utf-8", "utf-8-sig")
         self._file = file
         self._stream = file.at(offset)
@@ -157,29 +103,29 @@ class _Lines:
         while line := self._stream.readline():
             began = self.offset
             self.offset += len(line)
-            self._file.position = self.offset
+            self._file.moved_to(self.offset)
             content = line.removeprefix(_BOM) if began == 0 and self._is_utf8 else line
             if b"\0" in content:
-                raise InvalidSource(f"{self._file.path}, byte {began}: the line has a NUL byte; it is no text")
+                raise InvalidSource(f"{self._file.name}, byte {began}: the line has a NUL byte; it is no text")
             try:
                 # Not as utf-8-sig, which would take a BOM away at the beginning of each line.
                 encoding = "utf-8" if self._is_utf8 else self._dialect.encoding
                 yield content.decode(encoding, self._dialect.errors)
             except UnicodeDecodeError as error:
                 raise InvalidSource(
-                    f"{self._file.path}, byte {began + error.start}: {line[:_SHOWN]!r} is not {self._dialect.encoding} "
+                    f"{self._file.name}, byte {began + error.start}: {line[:_SHOWN]!r} is not {self._dialect.encoding} "
                     f'({error.reason}); give its encoding=..., or errors="replace"'
                 ) from error
 
 
 class _CsvRows:
-    def __init__(self, file: _File, dialect: _Dialect, fieldnames: list[str] | None) -> None:
+    def __init__(self, file: File, dialect: _Dialect, fieldnames: list[str] | None) -> None:
         self._file = file
         self._dialect = dialect
         self._given = fieldnames
         self._header: tuple[list[str], int] | None = None
 
-    def read(self, after: int | None, limit: int, session: Session) -> list[tuple[dict[str, str], int]]:  # noqa: ARG002
+    def read(self, after: int | None, limit: int, session: Session | None) -> list[tuple[dict[str, str], int]]:  # noqa: ARG002
         """Give the records behind the byte offset *after*."""
         names, begin = self._names()
         lines = _Lines(self._file, begin if after is None else after, self._dialect)
@@ -192,10 +138,10 @@ class _CsvRows:
         return found
 
     def count(self, session: Session) -> int:  # noqa: ARG002
-        """Count the lines; an estimate where a quoted field may hold some of them."""
-        content = self._file.content(quotechar=self._dialect.quotechar)
-        records = max(0, content.lines - (self._given is None))
-        return Estimate(records) if content.has_quotes else records
+        """Count the lines; an estimate where a quoted field may hold some of them, or that would take long."""
+        lines = self._file.records(quotechar=self._dialect.quotechar)
+        records = max(0, lines - (self._given is None))
+        return Estimate(records) if isinstance(lines, Estimate) else records
 
     def identity(self) -> dict[str, Json]:
         """Describe how the file is cut into records."""
@@ -209,8 +155,11 @@ class _CsvRows:
 
     def fingerprint(self) -> dict[str, Json]:
         """Describe the content."""
-        content = self._file.content(quotechar=self._dialect.quotechar)
-        return {"size": content.size, "digest": content.digest}
+        return self._file.fingerprint(quotechar=self._dialect.quotechar)
+
+    def anew(self) -> _CsvRows:
+        """Give the same source with the file not opened yet."""
+        return _CsvRows(self._file.anew(), self._dialect, self._given)
 
     def _names(self) -> tuple[list[str], int]:
         if self._header is None:
@@ -219,7 +168,7 @@ class _CsvRows:
             repeated = sorted({name for name in names if names.count(name) > 1})
             if repeated or not all(names):
                 problem = f"names {', '.join(repeated)} twice" if repeated else "has a field without a name"
-                raise InvalidSource(f"the header of {self._file.path} {problem}; mend it, or give fieldnames=[...]")
+                raise InvalidSource(f"the header of {self._file.name} {problem}; mend it, or give fieldnames=[...]")
             self._header = (names, 0 if self._given is not None else lines.offset)
         return self._header
 
@@ -235,24 +184,24 @@ class _CsvRows:
                 began = lines.offset
         except csv.Error as error:
             raise InvalidSource(
-                f"{self._file.path}, the record at byte {began} is not CSV ({error}); mend it there"
+                f"{self._file.name}, the record at byte {began} is not CSV ({error}); mend it there"
             ) from error
 
     def _item(self, names: list[str], record: list[str], end: int) -> dict[str, str]:
         if len(record) > len(names):
             raise InvalidSource(
-                f"{self._file.path}, the record that ends at byte {end} has {len(record)} fields and the header "
+                f"{self._file.name}, the record that ends at byte {end} has {len(record)} fields and the header "
                 f"{len(names)}: {record!r:.200}; mend it there, or give the right delimiter=... and quotechar=..."
             )
         return dict(zip(names, record + [""] * (len(names) - len(record)), strict=True))
 
 
 class _JsonLines:
-    def __init__(self, file: _File, encoding: str) -> None:
+    def __init__(self, file: File, encoding: str) -> None:
         self._file = file
         self._dialect = _Dialect(encoding, "strict", "", "")
 
-    def read(self, after: int | None, limit: int, session: Session) -> list[tuple[Any, int]]:  # noqa: ARG002
+    def read(self, after: int | None, limit: int, session: Session | None) -> list[tuple[Any, int]]:  # noqa: ARG002
         """Give the values behind the byte offset *after*."""
         lines = _Lines(self._file, after or 0, self._dialect)
         found: list[tuple[Any, int]] = []
@@ -267,7 +216,7 @@ class _JsonLines:
 
     def count(self, session: Session) -> int:  # noqa: ARG002
         """Count the lines that are not blank."""
-        return self._file.content().lines
+        return self._file.records(quotechar="")
 
     def identity(self) -> dict[str, Json]:
         """Describe how the file is cut into values."""
@@ -275,8 +224,11 @@ class _JsonLines:
 
     def fingerprint(self) -> dict[str, Json]:
         """Describe the content."""
-        content = self._file.content()
-        return {"size": content.size, "digest": content.digest}
+        return self._file.fingerprint(quotechar="")
+
+    def anew(self) -> _JsonLines:
+        """Give the same source with the file not opened yet."""
+        return _JsonLines(self._file.anew(), self._dialect.encoding)
 
     def _value(self, line: str, began: int) -> Any:  # noqa: ANN401
         try:
@@ -284,8 +236,47 @@ class _JsonLines:
         except ValueError as error:
             torn = "; the line has no end, so the file was perhaps not written to its end" if line[-1] != "\n" else ""
             raise InvalidSource(
-                f"{self._file.path}, byte {began}: {line[:_SHOWN]!r} is not JSON ({error}){torn}; mend it there"
+                f"{self._file.name}, byte {began}: {line[:_SHOWN]!r} is not JSON ({error}){torn}; mend it there"
             ) from error
+
+
+_Records: TypeAlias = "_CsvRows | _JsonLines"
+
+
+class _Ahead:
+    """The records of a file that others keep, which are read before the chunk's transaction begins."""
+
+    def __init__(self, records: _Records) -> None:
+        self._records = records
+        self._ahead: tuple[int | None, int, list[tuple[Any, int]]] | None = None
+
+    def prefetch(self, after: int | None, limit: int) -> None:
+        """Read what `read` will give."""
+        self._ahead = (after, limit, list(self._records.read(after, limit, None)))
+
+    def read(self, after: int | None, limit: int, session: Session) -> list[tuple[Any, int]]:
+        """Give the records behind the byte offset *after*."""
+        # Once: the function may have changed them when the chunk is tried again.
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == after and limit <= ahead[1]:
+            return ahead[2][:limit]
+        return list(self._records.read(after, limit, session))
+
+    def count(self, session: Session) -> int:
+        """Guess the number of records from the beginning of the file."""
+        return self._records.count(session)
+
+    def identity(self) -> dict[str, Json]:
+        """Describe how the file is cut into records."""
+        return self._records.identity()
+
+    def fingerprint(self) -> dict[str, Json]:
+        """Describe the content."""
+        return self._records.fingerprint()
+
+    def anew(self) -> _Ahead:
+        """Give the same source with the file not opened yet."""
+        return _Ahead(self._records.anew())
 
 
 def _check_encoding(encoding: str, errors: str) -> None:
@@ -301,31 +292,3 @@ def _check_encoding(encoding: str, errors: str) -> None:
             f"in {encoding} a byte 0x0A need not be a newline, so a file cannot be entered in the middle; "
             f"convert it to UTF-8 first: iconv -f {encoding} -t utf-8"
         )
-
-
-def _status(stream: BinaryIO) -> tuple[int, int]:
-    status = os.fstat(stream.fileno())
-    return status.st_size, status.st_mtime_ns
-
-
-def _is_blank_csv(line: bytes) -> bool:
-    # A line of spaces or delimiters is a record; only an empty one is skipped.
-    return not line.strip(b"\r\n")
-
-
-def _is_blank_json(line: bytes) -> bool:
-    return not line.strip()
-
-
-def _read_content(stream: BinaryIO, quotechar: bytes) -> _Content:
-    is_blank = _is_blank_csv if quotechar else _is_blank_json
-    digest = hashlib.blake2b(digest_size=16)
-    size = lines = 0
-    has_quotes = False
-    for line_block in iter(lambda: stream.readlines(_BLOCK), []):
-        for line in line_block:
-            digest.update(line)
-            size += len(line)
-            lines += not is_blank(line)
-            has_quotes = has_quotes or (bool(quotechar) and quotechar in line)
-    return _Content(size=size, digest=digest.hexdigest(), lines=lines, has_quotes=has_quotes)

@@ -24,6 +24,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     func,
+    inspect,
     or_,
     select,
     tuple_,
@@ -33,6 +34,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm.exc import UnmappedColumnError
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import ClauseElement, ColumnElement, UnaryExpression
 from sqlalchemy.sql.expression import Executable
@@ -195,6 +197,7 @@ class _Walk:
         self.width = len(descriptions)
         self.is_orm = any(description.get("entity") is not None for description in descriptions)
         self.is_provably_unique = _is_one_table(selected)
+        self.attributes = _attributes(descriptions, keys) if self.width == 1 else ()
         self._statements: dict[str, _Statements] = {}
 
     def statements(self, bind: Engine | Connection) -> _Statements:
@@ -244,6 +247,8 @@ class _Rows(Generic[T]):
     def __init__(self, walk: _Walk) -> None:
         self._walk = walk
         self._needs_unique = False
+        #: the object that was read last, and what its key was then
+        self._last: tuple[Any, dict[str, Any]] | None = None
 
     def read(self, after: Any, limit: int, session: Session) -> Sequence[tuple[T, Any]]:  # noqa: ANN401
         """Give the rows behind *after*; one more is read where only the rows themselves can show that keys repeat."""
@@ -260,7 +265,20 @@ class _Rows(Generic[T]):
         pairs = self._pairs(items, found, statements.positions)
         if extra:
             _check_neighbours(walk.keys, [cursor for _, cursor in pairs])
-        return pairs[:limit]
+        pairs = pairs[:limit]
+        if walk.attributes and pairs:
+            last = pairs[-1][0]
+            self._last = (last, {name: last.__dict__[name] for name in walk.attributes if name in last.__dict__})
+        return pairs
+
+    def moved(self) -> str | None:
+        """Name the part of the key that is not what it was in the object that was read last, if one is."""
+        if self._last is None:
+            return None
+        item, key = self._last
+        # What is not there was expired or deferred, and to ask for it would be a query.
+        now = item.__dict__
+        return next((name for name, value in key.items() if name in now and now[name] != value), None)
 
     def count(self, session: Session) -> int:
         """Count the rows; where that takes a server longer than a few seconds, take its planner's word for it."""
@@ -511,6 +529,25 @@ def _check_neighbours(keys: Sequence[_Key], cursors: Sequence[Any]) -> None:
 
 def _names(keys: Sequence[_Key]) -> str:
     return ", ".join(key.name for key in keys)
+
+
+def _attributes(descriptions: Sequence[Any], keys: Sequence[_Key]) -> tuple[str, ...]:
+    """Give the names under which objects of the select have the key, where they are objects and have it."""
+    entity = descriptions[0].get("entity")
+    if entity is None or descriptions[0]["expr"] is not entity:
+        return ()
+    mapper = inspect(entity).mapper
+    try:
+        return tuple(mapper.get_property_by_column(_column_of_table(key.column)).key for key in keys)
+    except UnmappedColumnError:
+        # The key is another table's.
+        return ()
+
+
+def _column_of_table(column: Column[Any]) -> Column[Any]:
+    """Give the table's own column for one of an alias."""
+    table = _table_of(column)
+    return column if table is None else table.c[column.key]
 
 
 def _type_name(column: Column[Any]) -> str:

@@ -1,0 +1,152 @@
+"""Rows of Parquet files, by row group."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from batchkit.errors import InvalidSource
+from batchkit.sources.base import Source
+from batchkit.sources.storage import File, file_at, require
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from batchkit.values import Json
+
+
+def parquet_rows(
+    path: str | os.PathLike[str],
+    *,
+    columns: Sequence[str] | None = None,
+    storage_options: Mapping[str, object] | None = None,
+) -> Source[dict[str, Any]]:
+    """
+    Take the rows of a Parquet file as dicts; one row group of it is in memory at a time.
+
+    A run does not go on with a file that was changed. It takes `pip install 'batchkit-jobs[files]'`.
+
+    Args:
+        path: a local file, or a URL that fsspec knows, such as s3://bucket/file.parquet.
+        columns: those to read; by default all.
+        storage_options: what the filesystem of a URL is told, such as its keys.
+
+    Raises:
+        InvalidSource: pyarrow is not installed. In a run: the file cannot be read, or lacks a column.
+    """
+    require("pyarrow", of="parquet_rows()")
+    if columns is not None and (isinstance(columns, str) or not columns):
+        raise InvalidSource(f"columns is a list of names, such as ['id', 'email'], or None for all: got {columns!r}")
+    return _ParquetRows(file_at(path, storage_options), None if columns is None else list(columns))
+
+
+class _ParquetRows:
+    """Rows by the number of their group and their number in it."""
+
+    def __init__(self, file: File, columns: list[str] | None, *, begin: Any = None) -> None:  # noqa: ANN401
+        self._file = file
+        self._columns = columns
+        self._begin = begin
+        self._opened: Any = None
+        #: the row group that is kept, and its number
+        self._group: Any = None
+        self._number = -1
+
+    def prefetch(self, after: Any, limit: int) -> None:  # noqa: ANN401, ARG002
+        """Read the row group with the first row behind *after*."""
+        group, row = self._first_behind(after)
+        parquet = self._parquet()
+        if group < parquet.num_row_groups and row < parquet.metadata.row_group(group).num_rows:
+            self._load(group)
+
+    def read(
+        self,
+        after: Any,  # noqa: ANN401
+        limit: int,
+        session: Session,  # noqa: ARG002
+    ) -> list[tuple[dict[str, Any], list[int]]]:
+        """Give the rows behind *after*."""
+        group, row = self._first_behind(after)
+        parquet = self._parquet()
+        found: list[tuple[dict[str, Any], list[int]]] = []
+        while len(found) < limit and group < parquet.num_row_groups:
+            # A group that is done is not read again to learn that.
+            if row < parquet.metadata.row_group(group).num_rows:
+                taken = self._load(group).slice(row, limit - len(found)).to_pylist()
+                found += [(item, [group, number]) for number, item in enumerate(taken, start=row)]
+            group, row = group + 1, 0
+        return found
+
+    def count(self, session: Session) -> int:  # noqa: ARG002
+        """Give the number of rows, which the file's metadata tell."""
+        metadata = self._parquet().metadata
+        group, row = self._first_behind(None)
+        left = sum(int(metadata.row_group(number).num_rows) for number in range(group, metadata.num_row_groups))
+        return max(0, left - row)
+
+    def behind(self, after: Any) -> Source[dict[str, Any]]:  # noqa: ANN401
+        """Give the same rows without those up to the one at *after*."""
+        _checked(after)
+        return _ParquetRows(self._file.anew(), self._columns, begin=after)
+
+    def anew(self) -> Source[dict[str, Any]]:
+        """Give the same source with the file not opened yet."""
+        return _ParquetRows(self._file.anew(), self._columns, begin=self._begin)
+
+    def identity(self) -> dict[str, Json]:
+        """Say that cursors are row groups and rows."""
+        return {"kind": "parquet_rows"}
+
+    def fingerprint(self) -> dict[str, Json]:
+        """Describe the content."""
+        return self._file.fingerprint()
+
+    def _first_behind(self, after: Any) -> tuple[int, int]:  # noqa: ANN401
+        after = self._begin if after is None else after
+        if after is None:
+            return 0, 0
+        group, row = _checked(after)
+        return group, row + 1
+
+    def _parquet(self) -> Any:  # noqa: ANN401
+        if self._opened is None:
+            # Here, since the extra `files` brings them.
+            arrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+            try:
+                opened = parquet.ParquetFile(self._file.stream())
+            except arrow.ArrowInvalid as error:
+                raise InvalidSource(
+                    f"{self._file.name} is no Parquet file, or was not written to its end: {error}"
+                ) from error
+            self._check_columns(opened)
+            self._opened = opened
+        return self._opened
+
+    def _check_columns(self, opened: Any) -> None:  # noqa: ANN401
+        names = opened.schema_arrow.names
+        # pyarrow leaves out what it does not find.
+        missing = [name for name in self._columns or [] if name not in names and name.split(".")[0] not in names]
+        if missing:
+            raise InvalidSource(f"{self._file.name} has no column {', '.join(missing)}; it has {', '.join(names)}")
+
+    def _load(self, number: int) -> Any:  # noqa: ANN401
+        """Give a row group; it is kept, and the one before it is not."""
+        if self._number != number:
+            self._file.check()
+            self._group, self._number = None, -1
+            # One thread: workers are processes, and some of them forks, which have no threads of their parent's.
+            self._group = self._parquet().read_row_group(number, columns=self._columns, use_threads=False)
+            self._file.check()
+            self._number = number
+        return self._group
+
+
+def _checked(after: Any) -> tuple[int, int]:  # noqa: ANN401
+    if isinstance(after, list | tuple) and len(after) == 2 and all(type(part) is int and part >= 0 for part in after):  # noqa: PLR2004
+        return after[0], after[1]
+    raise InvalidSource(
+        f"{after!r} is not a cursor of parquet_rows(): that is the number of a row group and of a row in it, "
+        f"[0, 0] for the first row"
+    )

@@ -1,0 +1,119 @@
+"""What a source asks others is asked before the chunk's transaction begins, and its errors are judged by the policy."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from tenacity import Retrying, stop_after_attempt
+
+from batchkit import BatchKit, Chunk, RunState, items, nested, pages, rows, stream
+from tests.slices.conftest import Ledger, job, ledger, write
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Account(Base):
+    __tablename__ = "account"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+def _fetch(token: int | None) -> tuple[list[int], int | None]:
+    begin = token or 0
+    return list(range(begin, begin + 10)), begin + 10 if begin < 40 else None
+
+
+def test_pages_are_fetched_while_nothing_is_locked(kit: BatchKit, done: Ledger):
+    database = kit._store.database  # noqa: SLF001  it knows who is inside a transaction
+    inside: list[bool] = []
+
+    def fetch(token: int | None) -> tuple[list[int], int | None]:
+        inside.append(bool(database.writing_threads))
+        return _fetch(token)
+
+    run = job(lambda: pages(fetch), write, chunk_size=7).start()
+    assert (RunState.SUCCEEDED, 50, list(range(50))) == (run.state, run.progress.done, done.items())
+    assert [False] * 5 == inside
+
+
+def test_pages_in_rows_are_fetched_while_nothing_is_locked(kit: BatchKit, done: Ledger):
+    Base.metadata.create_all(done.engine)
+    with Session(done.engine) as session, session.begin():
+        session.add_all([Account(id=number) for number in range(4)])
+    database = kit._store.database  # noqa: SLF001  it knows who is inside a transaction
+    inside: list[bool] = []
+
+    def inner(account: Account) -> Any:
+        number = account.id
+
+        def fetch(_: int | None) -> tuple[list[int], int | None]:
+            inside.append(bool(database.writing_threads))
+            return [] if number == 1 else [number * 10, number * 10 + 1, number * 10 + 2], None
+
+        return pages(fetch)
+
+    def work(chunk: Chunk[Any]) -> None:
+        assert all(account in chunk.session for account, _ in chunk)
+        chunk.connection.execute(insert(ledger), [{"item": item} for _, item in chunk])
+
+    run = job(lambda: nested(rows(select(Account), key=Account.id), inner), work, chunk_size=2).start()
+    assert (RunState.SUCCEEDED, 9) == (run.state, run.progress.done), run.error
+    assert [0, 1, 2, 20, 21, 22, 30, 31, 32] == done.items()
+    assert not any(inside)
+
+
+def test_a_fetch_that_fails_is_tried_again_as_the_policy_says_and_fails_no_item(kit: BatchKit, done: Ledger):
+    failures = iter([True, True])
+
+    def fetch(token: int | None) -> tuple[list[int], int | None]:
+        if token == 20 and next(failures, False):
+            raise ConnectionError
+        return _fetch(token)
+
+    run = job(lambda: pages(fetch), write, chunk_size=10, retry=Retrying(stop=stop_after_attempt(5))).start()
+    assert (RunState.SUCCEEDED, 50, 0, 2) == (run.state, run.progress.done, run.progress.failed, run.retries)
+    failures = iter([True])
+    run = job(lambda: pages(fetch), write, chunk_size=10).start()
+    assert (RunState.FAILED, 20, 0) == (run.state, run.progress.done, run.progress.failed)
+    run.resume()
+    assert (RunState.SUCCEEDED, 50) == (run.refresh().state, run.progress.done)
+
+
+@pytest.mark.parametrize("source", [lambda: pages(_fetch), lambda: stream(lambda: range(50))])
+def test_an_item_that_fails_is_found_in_what_was_fetched(kit: BatchKit, done: Ledger, source: Any):
+    def work(chunk: Chunk[int]) -> None:
+        write(chunk)
+        if 13 in chunk:
+            raise ValueError
+
+    run = job(source, work, chunk_size=8, max_failures=1).start()
+    assert (RunState.SUCCEEDED, 49, 1) == (run.state, run.progress.done, run.progress.failed)
+    assert [number for number in range(50) if number != 13] == done.items()
+
+
+def test_a_function_that_changes_the_key_of_its_items_is_told_of_once(
+    kit: BatchKit, done: Ledger, caplog: pytest.LogCaptureFixture
+):
+    Base.metadata.create_all(done.engine)
+    with Session(done.engine) as session, session.begin():
+        session.add_all([Account(id=number) for number in range(1, 7)])
+
+    def work(chunk: Chunk[Account]) -> None:
+        for account in chunk:
+            account.id = -account.id
+
+    with caplog.at_level(logging.WARNING, logger="batchkit"):
+        run = job(lambda: rows(select(Account), key=Account.id), work, chunk_size=2).start()
+    assert 6 == run.progress.done
+    assert 1 == caplog.text.count("changes the key")
+
+
+def test_a_source_for_all_slices_shares_no_iterator_between_two_runs(kit: BatchKit, done: Ledger):
+    made = job(stream(lambda: range(5)), write, chunk_size=2)
+    assert [5, 5] == [made.start().progress.done, made.start().progress.done]
+    assert 5 == job(items([1, 2, 3, 4, 5]), write).start().progress.done
