@@ -62,11 +62,11 @@ def test_a_chain_survives_shutdowns_and_kills(bench: Bench):
     bench.wait_done(run, at_least=20)
     first = bench.holder(run)
     first.send_all(signal.SIGTERM)
-    first.wait()
     bench.wait_done(run, at_least=80)
     bench.holder(run).send_all(signal.SIGKILL)
     bench.check(run)
     _check_noted(bench, ({"done": bench.items},))
+    first.wait()
 
 
 def test_a_killed_child_is_no_failure_to_those_who_wait(bench: Bench):
@@ -166,9 +166,12 @@ def test_a_message_that_is_sent_again_is_as_its_sender_made_it(bench: Bench, red
     worker.wait()
     with redis.Redis.from_url(redis_url) as client:
         queues = client.keys(f"{bench.crew.env['TEST_QUEUE']}*")
-        (message,) = [json.loads(each) for key in queues for each in client.lrange(key, 0, -1)]
-    assert ("{hidden}", 1) == (message["headers"]["kwargsrepr"], message["headers"]["mine"])
-    assert 3 == message["properties"]["priority"]
+        # A stopping worker that is slow may receive it once more, and sends that on too.
+        messages = [json.loads(each) for key in queues for each in client.lrange(key, 0, -1)]
+    assert messages
+    for message in messages:
+        assert ("{hidden}", 1) == (message["headers"]["kwargsrepr"], message["headers"]["mine"])
+        assert 3 == message["properties"]["priority"]
 
 
 def test_a_paused_run_parks_its_message(bench: Bench):

@@ -163,7 +163,7 @@ def test_keys_differ_by_case_and_texts_are_of_any_length_and_script(
     with closing(Bench(mysql_url)) as bench:
         params = '{"text": "' + "snow ☃ and \N{PILE OF POO} " * 10_000 + '"}'
         keys = ("key", "KEY", "kéy")
-        runs = [NewRun(job="job", params=params, queue="q", delivery="x", start_key=key) for key in keys]
+        runs = [NewRun(job="job", params=params, queue="q", delivery="exactly-once", start_key=key) for key in keys]
         assert [run.id for run in runs] == [bench.store.runs.join(run) for run in runs]
         assert [params] * 3 == [bench.store.runs.load(run.id).params for run in runs]
         lease = bench.claim(runs[0].id)
