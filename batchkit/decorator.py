@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import sys
 from collections.abc import Callable
 from inspect import Signature
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast, overload
 
 from batchkit.chunk import Chunk, Finish
-from batchkit.durations import Duration, seconds
-from batchkit.errors import InvalidJob
+from batchkit.durations import Duration
 from batchkit.job import JOBS, Definition, EachJob, Job, Options, current_kit
-from batchkit.params import check_same_params, params_signature, signature_of
-from batchkit.promises import AT_MOST_ONCE, DELIVERIES, Delivery
+from batchkit.options import (
+    check_function,
+    check_unique,
+    checked_chunk_size,
+    checked_delivery,
+    checked_describe_item,
+    checked_max_failures,
+    checked_name,
+    checked_retry,
+    checked_seconds,
+    checked_source,
+    checked_throttle,
+    checked_version,
+    default_chunk_size,
+)
+from batchkit.promises import Delivery
 from batchkit.run import Run
 from batchkit.sizing import Adaptive
 from batchkit.sources.base import Source
@@ -28,11 +40,9 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_DEFAULT_CHUNK_SIZE = Adaptive()
 _DEFAULT_SLICE_TIME = 60.0
 _DEFAULT_LEASE = 60.0
 _CHUNK_TIMEOUT_LEASES = 10
-_LONGEST_NAME = 255
 
 
 class _Batched:
@@ -267,35 +277,35 @@ def _decorator(
     describe_item: Callable[[Any], object] | None,
     finish: Callable[..., object] | None,
 ) -> Callable[[Callable[..., object]], Any]:
-    lease_seconds = _checked_seconds(lease, "lease")
+    lease_seconds = checked_seconds(lease, "lease")
     options = Options(
-        chunk_size=_checked_chunk_size(_default_chunk_size(delivery) if chunk_size is None else chunk_size),
-        slice_time=_checked_seconds(slice_time, "slice_time"),
+        chunk_size=checked_chunk_size(default_chunk_size(delivery) if chunk_size is None else chunk_size),
+        slice_time=checked_seconds(slice_time, "slice_time"),
         lease=lease_seconds,
         chunk_timeout=(
             lease_seconds * _CHUNK_TIMEOUT_LEASES
             if chunk_timeout is None
-            else _checked_seconds(chunk_timeout, "chunk_timeout")
+            else checked_seconds(chunk_timeout, "chunk_timeout")
         ),
-        queue=_checked_name(queue, "queue"),
-        max_failures=_checked_max_failures(max_failures),
-        throttle=_checked_throttle(throttle),
-        delivery=_checked_delivery(delivery, retry),
+        queue=checked_name(queue, "queue"),
+        max_failures=checked_max_failures(max_failures),
+        throttle=checked_throttle(throttle),
+        delivery=checked_delivery(delivery, retry),
         unique=unique,
-        retry=_checked_retry(retry),
-        version=_checked_version(version),
-        describe_item=_checked_describe_item(describe_item),
+        retry=checked_retry(retry),
+        version=checked_version(version),
+        describe_item=checked_describe_item(describe_item),
     )
-    make_source, signature = _checked_source(source)
-    _check_unique(unique, signature)
+    make_source, signature = checked_source(source)
+    check_unique(unique, signature)
     if finish is not None:
-        _check_function(finish, signature, role="finish", first="Finish")
+        check_function(finish, signature, role="finish", first="Finish")
     first = "Item" if is_each else "Chunk"
 
     def decorate(function: Callable[..., object]) -> Any:  # noqa: ANN401
-        _check_function(function, signature, role="the function", first=first)
+        check_function(function, signature, role="the function", first=first)
         definition = Definition(
-            name=_checked_name(name or _name_of(function), "name"),
+            name=checked_name(name or _name_of(function), "name"),
             function=function,
             make_source=make_source,
             signature=signature,
@@ -331,23 +341,23 @@ def resumable_job(
         InvalidJob: an option cannot make a job.
         DuplicateJob: another function has the name.
     """
-    lease_seconds = _checked_seconds(_DEFAULT_LEASE if lease is None else lease, "lease")
+    lease_seconds = checked_seconds(_DEFAULT_LEASE if lease is None else lease, "lease")
     timeout = lease_seconds * _CHUNK_TIMEOUT_LEASES if chunk_timeout is None else chunk_timeout
     options = Options(
         chunk_size=1,
-        slice_time=_checked_seconds(_DEFAULT_SLICE_TIME if slice_time is None else slice_time, "slice_time"),
+        slice_time=checked_seconds(_DEFAULT_SLICE_TIME if slice_time is None else slice_time, "slice_time"),
         lease=lease_seconds,
-        chunk_timeout=_checked_seconds(timeout, "chunk_timeout"),
-        queue=_checked_name(queue, "queue"),
+        chunk_timeout=checked_seconds(timeout, "chunk_timeout"),
+        queue=checked_name(queue, "queue"),
         unique=unique,
-        retry=_checked_retry(retry),
-        version=_checked_version(version),
+        retry=checked_retry(retry),
+        version=checked_version(version),
     )
-    _check_unique(unique, signature)
+    check_unique(unique, signature)
     if finish is not None:
-        _check_function(finish, signature, role="finish", first="Finish")
+        check_function(finish, signature, role="finish", first="Finish")
     definition = Definition(
-        name=_checked_name(name or _name_of(function), "name"),
+        name=checked_name(name or _name_of(function), "name"),
         function=function,
         make_source=_no_source(function),
         signature=signature,
@@ -413,132 +423,6 @@ def _callable_job(definition: Definition) -> Job[..., Any]:
     made.using = using
     made.s, made.si = s, si
     return cast("Job[..., Any]", made)
-
-
-def _checked_source(source: object) -> tuple[Callable[..., Source[Any]], Signature]:
-    if isinstance(source, Source) and not isinstance(source, type):
-        return (lambda: source), Signature()
-    if hasattr(source, "function") and hasattr(source, "start"):
-        raise InvalidJob(f"{source!r} is a job, but a job needs a source of items: @batched(my_source)")
-    if not callable(source) or isinstance(source, type):
-        raise InvalidJob(
-            f"{source!r} is not a source; give a function of the params that returns one, such as "
-            f"`def users(domain: str): return rows(select(User), key=User.id)`, or a source for a job without params"
-        )
-    if inspect.iscoroutinefunction(source) or inspect.isgeneratorfunction(source) or inspect.isasyncgenfunction(source):
-        raise InvalidJob(
-            f"the source {source} is a coroutine or a generator, which cannot go on behind an item; "
-            f"return a source from a plain function: `return rows(...)`, `return items(...)`"
-        )
-    return source, signature_of(source, role="the source")
-
-
-def _check_function(function: object, params: Signature, *, role: str, first: str) -> None:
-    if not inspect.isfunction(function):
-        raise InvalidJob(
-            f"{role} must be a plain function: got {function!r}; write @batched(source) above a `def` at module level"
-        )
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        raise InvalidJob(
-            f"{role} {function.__qualname__} is a coroutine, but chunks are worked in plain functions; "
-            f"write `def` and call asyncio.run() inside it where you must"
-        )
-    if inspect.isgeneratorfunction(function):
-        raise InvalidJob(
-            f"{role} {function.__qualname__} is a generator, so calling it would do nothing; "
-            f"loop over the chunk and write through chunk.session instead of yielding"
-        )
-    check_same_params(params, params_signature(function, role=role, first=first), role=role, first=first)
-
-
-def _checked_chunk_size(chunk_size: object) -> int | Adaptive:
-    if isinstance(chunk_size, Adaptive):
-        return chunk_size
-    if not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1:
-        raise InvalidJob(
-            f"chunk_size is the number of items per transaction, 1 or more, or Adaptive(...): got {chunk_size!r}"
-        )
-    return chunk_size
-
-
-def _default_chunk_size(delivery: Delivery | None) -> int | Adaptive:
-    # What is in doubt after a crash is a whole chunk.
-    return 1 if delivery == AT_MOST_ONCE else _DEFAULT_CHUNK_SIZE
-
-
-def _checked_delivery(delivery: object, retry: object) -> Delivery | None:
-    if delivery is None:
-        return None
-    for known in DELIVERIES:
-        if delivery == known:
-            if known == AT_MOST_ONCE and retry is not None:
-                raise InvalidJob(
-                    "retry=... tries items again, but delivery='at-most-once' calls the function once for each; "
-                    "leave retry out, or use delivery='at-least-once' with chunk.key(item)"
-                )
-            return known
-    raise InvalidJob(f"delivery is one of {', '.join(map(repr, DELIVERIES))}: got {delivery!r}")
-
-
-def _checked_max_failures(max_failures: object) -> float:
-    if isinstance(max_failures, bool) or not isinstance(max_failures, int | float) or max_failures < 0:
-        raise InvalidJob(f"max_failures is a number of items, or a share such as 0.01: got {max_failures!r}")
-    if isinstance(max_failures, float) and not max_failures <= 1:
-        raise InvalidJob(f"max_failures={max_failures!r} is more than all items; write an int for a number of items")
-    return max_failures
-
-
-def _checked_throttle(throttle: object) -> Throttle | None:
-    if throttle is None or isinstance(throttle, Throttle):
-        return throttle
-    raise InvalidJob(f"throttle is a Throttle(rate=..., hold=...), such as Throttle(rate=1000): got {throttle!r}")
-
-
-def _check_unique(unique: object, params: Signature) -> None:
-    if isinstance(unique, bool):
-        return
-    names = list(params.parameters)
-    right = f"True, or a function of the params: unique=lambda {', '.join(names)}: ..."
-    if not callable(unique) or isinstance(unique, type) or inspect.iscoroutinefunction(unique):
-        raise InvalidJob(f"unique is {right}: got {unique!r}")
-    try:
-        inspect.signature(unique).bind(**dict.fromkeys(names))
-    except TypeError as error:
-        raise InvalidJob(f"the unique function cannot be called with the params ({error}); give {right}") from None
-
-
-def _checked_retry(retry: object) -> Any:  # noqa: ANN401  None or a Retrying, whose import takes long
-    kind = type(retry)
-    if retry is not None and (not hasattr(retry, "copy") or not kind.__module__.startswith("tenacity")):
-        raise InvalidJob(f"retry is a tenacity.Retrying(stop=..., wait=..., retry=...): got {retry!r}")
-    if inspect.iscoroutinefunction(getattr(retry, "__call__", None)):  # noqa: B004  whether it is one is the question
-        raise InvalidJob(f"retry is a {kind.__qualname__}, but chunks are worked in plain functions: use Retrying(...)")
-    return retry
-
-
-def _checked_version(version: object) -> str | int | None:
-    if version is None or (isinstance(version, str | int) and not isinstance(version, bool)):
-        return version
-    raise InvalidJob(f"version is a string or a number: got {version!r}")
-
-
-def _checked_describe_item(describe_item: object) -> Any:  # noqa: ANN401  None or a callable
-    if describe_item is not None and not callable(describe_item):
-        raise InvalidJob(f"describe_item is a function of an item: got {describe_item!r}")
-    return describe_item
-
-
-def _checked_seconds(duration: Duration, name: str) -> float:
-    try:
-        return seconds(duration, name=name)
-    except (TypeError, ValueError) as error:
-        raise InvalidJob(str(error)) from None
-
-
-def _checked_name(name: object, option: str) -> str:
-    if not isinstance(name, str) or not name or len(name) > _LONGEST_NAME:
-        raise InvalidJob(f"{option} must be a string of 1 to {_LONGEST_NAME} characters: got {name!r}")
-    return name
 
 
 def _name_of(function: Callable[..., object]) -> str:
