@@ -11,6 +11,15 @@ import pytest
 from tests.checks.older import older_python, run
 
 _SCRIPTS = Path(sys.executable).parent
+#: What sessions, connections and results go through; not what kills processes or waits for leases.
+_TESTS = (
+    "tests/unit/sources",
+    *(
+        f"tests/slices/test_{name}.py"
+        for name in ("at_least_once", "at_most_once", "each", "failures", "lost_commits", "odd_functions")
+    ),
+    *(f"tests/slices/test_{name}.py" for name in ("resumables", "slices", "starting", "trying_out")),
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,5 +44,5 @@ def test_type_checkers_agree_on_sqlalchemy_20(python_with_20: Path):
 def test_chunks_and_sources_work_on_sqlalchemy_20(python_with_20: Path):
     # Without MySQL, whose driver SQLAlchemy meets in the same way: what differs between releases is not the dialect.
     options = ("-q", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadgroup", "-k", "not mysql")
-    said = run(python_with_20, "-m", "pytest", *options, "tests/slices", "tests/unit/sources")
+    said = run(python_with_20, "-m", "pytest", *options, *_TESTS)
     assert " passed" in said.splitlines()[-1]
