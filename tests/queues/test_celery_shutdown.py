@@ -53,7 +53,7 @@ def test_a_prefork_worker_on_rabbitmq_is_ended(bench: Bench, fault: str):
 def test_a_rabbitmq_that_is_restarted_costs_time_and_no_work(bench: Bench, rabbit_server: RabbitServer):
     options = ("--pool", "prefork", "-c", "1")
     first = bench.crew.celery(*options)
-    run = bench.start("count", pause=0.15)
+    run = bench.start("count", pause=0.6)
     bench.wait_done(run, at_least=10)
     rabbit_server.stop()
     first.send_all(signal.SIGTERM)
