@@ -320,6 +320,7 @@ def resumable_job(
     chunk_timeout: Duration | None,
     queue: str,
     unique: bool | Callable[..., object],
+    throttle: Throttle | None,
     retry: Retrying | None,
     version: str | int | None,
     finish: Callable[..., object] | None,
@@ -340,6 +341,7 @@ def resumable_job(
         chunk_timeout=_checked_seconds(timeout, "chunk_timeout"),
         queue=_checked_name(queue, "queue"),
         unique=unique,
+        throttle=_checked_throttle(throttle),
         retry=_checked_retry(retry),
         version=_checked_version(version),
     )

@@ -6,29 +6,28 @@ import itertools
 import os
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import datetime
+from typing import Any
 
 import pytest
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, insert, select
 from sqlalchemy.orm import Session
+from tenacity import Retrying, stop_after_attempt
 
-from batchkit import (
-    BatchKit,
-    Chunk,
-    Run,
-    RunState,
-    Throttle,
-    span,
-)
+from batchkit import BatchKit, Chunk, Run, RunState, Steps, Throttle, resumable, span
+from batchkit.errors import InvalidJob
 from batchkit.job import JOBS
 from batchkit.queues import InlineQueue, LocalQueue
 from batchkit.slicing import Ending
 from batchkit.stopping import Stop
+from batchkit.store import Clock
 from batchkit.suspicion import Suspicion
 from tests.servers.mariadb import MariaDbServer
 from tests.servers.postgres import PostgresServer
 from tests.servers.proxy import CommitCutter, Cut, cutter
-from tests.slices.conftest import Ledger, job, write
+from tests.slices.conftest import Ledger, job, ledger, write
 from tests.slices.test_killers import Host
+from tests.slices.test_throttle import work_next
 
 _names = itertools.count()
 
@@ -204,3 +203,74 @@ def test_an_item_is_found_in_a_source_that_gives_more_than_it_is_asked_for(host:
     host.work(run)
     assert (RunState.SUCCEEDED, 19, 1, 0) == _counts(run)
     assert [item for item in range(20) if item != 7] == done.items()
+
+
+# Resumables
+
+
+def _counting(until: int, **options: Any) -> Any:
+    """Make a resumable that writes the numbers below *until*, one in a step, and counts each as ten items."""
+
+    def count(steps: Steps[int]) -> Iterator[int]:
+        for item in range(steps.cursor or 0, until):
+            steps.connection.execute(insert(ledger), [{"item": item}])
+            steps.count(10)
+            if item + 1 < until:
+                yield item + 1
+
+    return resumable(name=f"tests.together{next(_names)}", **options)(count)
+
+
+def test_a_resumable_keeps_to_a_rate_of_steps(kit: BatchKit, done: Ledger):
+    reserved = Reserved(kit, rate=50)
+    begun: list[datetime] = []
+
+    def count(steps: Steps[int]) -> Iterator[int]:
+        for item in range(8):
+            reserved.note(steps.connection, steps.run_id, 1)
+            now = kit._store.database.clock.now()  # noqa: SLF001  the rate goes by its clock
+            begun.append(steps.connection.execute(select(now)).scalar_one())
+            steps.connection.execute(insert(ledger), [{"item": item}])
+            yield item
+
+    run = resumable(name=f"tests.together{next(_names)}", throttle=reserved.throttle)(count).start()
+    assert (RunState.SUCCEEDED, 9, 0, 0) == _counts(run)
+    assert list(range(8)) == done.items()
+    assert [] == reserved.excess
+    assert run.started_at is not None
+    assert all(number <= 50 * (at - run.started_at).total_seconds() + 0.01 for number, at in enumerate(begun))
+
+
+def test_a_resumable_is_held_at_a_yield_with_its_generator_closed(database_url: str, done: Ledger):
+    later = [0.0]
+    with closing(BatchKit(database_url, queue=LocalQueue(), clock=Clock(lambda: later[0]))) as kit:
+        kit.migrate()
+        asked: list[int] = []
+
+        def busy() -> float:
+            asked.append(done.count())
+            return 30 if len(asked) % 2 == 0 else 0
+
+        retry = Retrying(stop=stop_after_attempt(3), reraise=True)
+        run = _counting(4, throttle=Throttle(hold=busy, every=1e-9), retry=retry).start()
+        endings = []
+        while not run.refresh().has_ended:
+            endings.append(work_next(kit))
+            later[0] += 31
+        assert [*[Ending.HELD] * 3, Ending.EXHAUSTED] == endings
+        assert (RunState.SUCCEEDED, 40, 0, 0) == _counts(run)
+        assert [] == [each for each in run.history() if "attempt" in each.reason]
+    assert [0, 1, 1, 2, 2, 3, 3] == asked
+    assert list(range(4)) == done.items()
+
+
+def test_a_limit_of_steps_is_kept_to_where_a_step_is_many_items(kit: BatchKit, done: Ledger):
+    made = _counting(9, throttle=Throttle(rate=1000))
+    run = made.using(limit=3).start()
+    assert (RunState.SUCCEEDED, 30, 0, 0) == _counts(run)
+    assert [0, 1, 2] == done.items()
+
+
+def test_a_throttle_of_a_resumable_that_is_none_is_refused():
+    with pytest.raises(InvalidJob, match=r"throttle is a Throttle\(rate=..., hold=...\).* got 5"):
+        _counting(1, throttle=5)
