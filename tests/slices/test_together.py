@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +15,24 @@ from sqlalchemy import Connection, insert, select
 from sqlalchemy.orm import Session
 from tenacity import Retrying, stop_after_attempt
 
-from batchkit import BatchKit, Chunk, Run, RunState, Steps, Throttle, resumable, span
+from batchkit import (
+    BatchKit,
+    Chunk,
+    Finish,
+    Run,
+    RunState,
+    Steps,
+    Throttle,
+    batched,
+    current_chunk,
+    current_session,
+    resumable,
+    span,
+)
 from batchkit.errors import InvalidJob
+from batchkit.hooks import RunEvent, RunHook
 from batchkit.job import JOBS
+from batchkit.outputs import json_lines_file, publish
 from batchkit.queues import InlineQueue, LocalQueue
 from batchkit.slicing import Ending
 from batchkit.stopping import Stop
@@ -274,3 +290,231 @@ def test_a_limit_of_steps_is_kept_to_where_a_step_is_many_items(kit: BatchKit, d
 def test_a_throttle_of_a_resumable_that_is_none_is_refused():
     with pytest.raises(InvalidJob, match=r"throttle is a Throttle\(rate=..., hold=...\).* got 5"):
         _counting(1, throttle=5)
+
+
+# Killers
+
+
+def _killing(marker: Path, *, at: int = 7) -> Callable[[int], None]:
+    """Make what counts the tries of an item, and kills the process at one."""
+
+    def meet(item: int) -> None:
+        if item == at:
+            with marker.open("a") as file:
+                file.write("x")
+            os._exit(1)
+
+    return meet
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4])
+@pytest.mark.parametrize("is_throttled", [False, True])
+def test_at_most_once_a_killer_is_begun_once_and_in_doubt_and_the_run_goes_on(
+    host: Host, done: Ledger, tmp_path: Path, chunk_size: int, is_throttled: bool
+):
+    meet = _killing(tmp_path / "tries")
+
+    def work(chunk: Chunk[int]) -> None:
+        write(chunk)
+        for item in chunk:
+            meet(item)
+
+    throttle = Throttle(rate=10_000, hold=lambda: None) if is_throttled else None
+    run = job(span(20), work, chunk_size=chunk_size, delivery="at-most-once", throttle=throttle).start()
+    assert 2 == host.work(run)
+    lost = [7] if chunk_size == 1 else [4, 5, 6, 7]
+    assert (RunState.SUCCEEDED, 20 - len(lost), 0, len(lost)) == _counts(run)
+    assert [item for item in range(20) if item not in lost] == done.items()
+    assert "x" == (tmp_path / "tries").read_text()
+    assert [(str(item), True) for item in lost] == [(each.item, each.in_doubt) for each in run.failures()]
+
+
+@pytest.mark.parametrize("is_each", [False, True])
+@pytest.mark.parametrize("delivery", ["exactly-once", "at-least-once"])
+def test_a_killer_is_recorded_where_it_is_throttled_and_exported_too(
+    host: Host, done: Ledger, tmp_path: Path, delivery: str, is_each: bool
+):
+    meet, path = _killing(tmp_path / "tries"), tmp_path / "out.jsonl"
+
+    def write_out(chunk: Chunk[int], items: list[int]) -> None:
+        with json_lines_file(chunk, path) as out:
+            for item in items:
+                out.write(item)
+                meet(item)
+
+    def work(chunk: Chunk[int]) -> None:
+        write(chunk)
+        write_out(chunk, list(chunk))
+
+    def work_one(item: int) -> None:
+        current_session().execute(insert(ledger), [{"item": item}])
+        write_out(current_chunk(), [item])
+
+    def finish(finish: Finish) -> int:
+        return publish(finish, path)
+
+    options: Any = {
+        "chunk_size": 4,
+        "delivery": delivery,
+        "max_failures": 1,
+        "finish": finish,
+        "throttle": Throttle(rate=10_000, hold=lambda: None),
+    }
+    if is_each:
+        made: Any = batched.each(span(20), name=f"tests.together{next(_names)}", **options)(work_one)
+    else:
+        made = job(span(20), work, **options)
+    run = made.start()
+    assert 8 == host.work(run)
+    assert (RunState.SUCCEEDED, 19, 1, 0) == _counts(run)
+    rest = [item for item in range(20) if item != 7]
+    assert rest == done.items()
+    assert [str(item) for item in rest] == path.read_text().split()
+    assert "x" * 7 == (tmp_path / "tries").read_text()
+
+
+def test_a_killer_among_failures_that_are_tried_again_is_recorded_once_more(host: Host, done: Ledger, tmp_path: Path):
+    meet = _killing(tmp_path / "tries")
+    is_first = [True]
+
+    def work(chunk: Chunk[int]) -> None:
+        for item in chunk:
+            if is_first[0] and item in {3, 7, 11}:
+                chunk.fail(item, "not yet")
+            elif not is_first[0]:
+                meet(item)
+        chunk.connection.execute(
+            insert(ledger), [{"item": chunk[i]} for i in range(len(chunk)) if i not in chunk.failed]
+        )
+
+    run = job(span(20), work, chunk_size=5, max_failures=3).start()
+    host.work(run)
+    assert (RunState.SUCCEEDED, 17, 3, 0) == _counts(run)
+    is_first[0] = False
+    again = run.retry_failures()
+    host.work(again)
+    assert (RunState.SUCCEEDED, 2, 1, 0) == _counts(again)
+    assert [item for item in range(20) if item != 7] == done.items()
+    (left,) = [each for each in run.failures() if each.resolved_at is None]
+    assert ("7", "batchkit.errors.WorkerKilled") == (left.item, left.error_type)
+
+
+def test_a_step_that_kills_its_workers_fails_the_run_which_goes_on_once_it_is_mended(
+    host: Host, done: Ledger, tmp_path: Path
+):
+    meet = _killing(tmp_path / "tries", at=2)
+    is_mended = [False]
+
+    def count(steps: Steps[int]) -> Iterator[int]:
+        for item in range(steps.cursor or 0, 4):
+            steps.connection.execute(insert(ledger), [{"item": item}])
+            if not is_mended[0]:
+                meet(item)
+            yield item + 1
+
+    run = resumable(name=f"tests.together{next(_names)}", throttle=Throttle(rate=1000))(count).start()
+    assert 5 == host.work(run)
+    assert (RunState.FAILED, 2, 0, 0) == _counts(run)
+    assert run.error is not None
+    assert "batchkit.errors.WorkerKilled" == run.error.type
+    # One that finds the place, and three that count.
+    assert "x" * 4 == (tmp_path / "tries").read_text()
+    is_mended[0] = True
+    run.resume()
+    host.work(run)
+    assert (RunState.SUCCEEDED, 5, 0, 0) == _counts(run)
+    assert list(range(4)) == done.items()
+
+
+# Hooks
+
+
+class _Told(RunHook):
+    """Writes down what it is told, from each process, and then raises."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def _note(self, event: RunEvent) -> None:
+        with self._path.open("a") as file:
+            file.write(f"{event.happening}\n")
+        raise RuntimeError
+
+    started = interrupted = paused = resumed = succeeded = failed = cancelled = _note
+
+    @property
+    def names(self) -> list[str]:
+        return self._path.read_text().split()
+
+
+class _ToldHost(Host):
+    """A host whose kits have a hook that raises."""
+
+    def __init__(self, url: str, told: _Told) -> None:
+        self._told = told
+        super().__init__(url)
+
+    def _make_kit(self) -> BatchKit:
+        return BatchKit(self._url, queue=LocalQueue(), clock=Clock(lambda: self._ahead), hooks=[self._told])
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> _Told:
+    return _Told(tmp_path / "told")
+
+
+@pytest.fixture
+def told_host(database_url: str, told: _Told) -> Iterator[Host]:
+    """Give a host with a hook on each database in turn."""
+    made = _ToldHost(database_url, told)
+    yield made
+    made.end()
+
+
+def test_hooks_are_told_once_of_a_pause_by_suspicion_and_of_each_death_before(
+    told_host: Host, told: _Told, done: Ledger, tmp_path: Path
+):
+    meet = _killing(tmp_path / "tries")
+
+    def work(chunk: Chunk[int]) -> None:
+        write(chunk)
+        for item in chunk:
+            meet(item)
+
+    run = job(span(20), work, chunk_size=4).start()
+    for _ in range(7):
+        told_host.wait(told_host.start_child(run))
+        told_host.let_lease_run_out()
+    assert RunState.PAUSED == run.refresh().state
+    assert ["started", *["interrupted"] * 6, "paused"] == told.names
+    run.resume(skip=True)
+    told_host.work(run)
+    assert ["resumed", "succeeded"] == told.names[8:]
+    assert (RunState.SUCCEEDED, 19, 1, 0) == _counts(run)
+    assert [item for item in range(20) if item != 7] == done.items()
+
+
+def test_hooks_are_told_once_that_a_killer_has_failed_its_run(
+    told_host: Host, told: _Told, done: Ledger, tmp_path: Path
+):
+    meet = _killing(tmp_path / "tries")
+
+    def work(chunk: Chunk[int]) -> None:
+        write(chunk)
+        for item in chunk:
+            meet(item)
+
+    run = job(span(20), work, chunk_size=4).start()
+    told_host.work(run)
+    assert (RunState.FAILED, 7, 0, 0) == _counts(run)
+    assert ["started", *["interrupted"] * 7, "failed"] == told.names
+    assert list(range(7)) == done.items()
+
+
+def test_hooks_are_told_once_of_the_cancel_of_a_run_that_is_held(told_host: Host, told: _Told):
+    run = job(span(20), write, throttle=Throttle(hold=lambda: 30), delivery="at-most-once").start()
+    assert Ending.HELD == work_next(told_host.kit)
+    run.cancel()
+    told_host.kit.recover()
+    assert (RunState.CANCELLED, 0, 0, 0) == _counts(run)
+    assert ["started", "cancelled"] == told.names
