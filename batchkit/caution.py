@@ -44,9 +44,15 @@ class Caution:
         if self._thread is not None:
             self._thread.join(timeout=_POLL_SECONDS)
 
+    def narrow(self, lease: Lease, isolation: Isolation) -> None:
+        """Let the next chunk take one item, where it should."""
+        known = lease.suspicion
+        if known is not None and known.takes_one(passed=lease.done + lease.failed):
+            isolation.take_one()
+
     def before_chunk(self, lease: Lease, isolation: Isolation) -> Lease:
         """
-        Write down that a chunk is entered, where that is suspect, and let it take one item where it should.
+        Write down that a chunk is entered, where that is suspect; `narrow` comes before.
 
         Raises:
             LeaseLost: the lease is over.
@@ -54,11 +60,8 @@ class Caution:
         known = lease.suspicion
         if known is None:
             return lease
-        passed = lease.done + lease.failed
-        if known.is_over(place=lease.seq, passed=passed):
+        if known.is_over(place=lease.seq, passed=lease.done + lease.failed):
             return self._suspects.forget(lease)
-        if known.takes_one(passed=passed):
-            isolation.take_one()
         return self._entered(lease, known, items=isolation.limit)
 
     def before_step(self, lease: Lease) -> Lease:

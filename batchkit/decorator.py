@@ -330,6 +330,7 @@ def resumable_job(
     chunk_timeout: Duration | None,
     queue: str,
     unique: bool | Callable[..., object],
+    throttle: Throttle | None,
     retry: Retrying | None,
     version: str | int | None,
     finish: Callable[..., object] | None,
@@ -350,6 +351,7 @@ def resumable_job(
         chunk_timeout=checked_seconds(timeout, "chunk_timeout"),
         queue=checked_name(queue, "queue"),
         unique=unique,
+        throttle=checked_throttle(throttle),
         retry=checked_retry(retry),
         version=checked_version(version),
     )

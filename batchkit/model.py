@@ -251,6 +251,11 @@ class Lease:
     #: what is known of a place that workers died at
     suspicion: Suspicion | None = None
 
+    @property
+    def left(self) -> int | None:
+        """How many items more the run's limit allows; None where it has none."""
+        return None if self.limit is None else self.limit - self.done - self.failed - self.in_doubt
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:

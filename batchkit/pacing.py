@@ -9,7 +9,7 @@ from collections.abc import Callable
 from batchkit.describing import safe_text
 from batchkit.durations import seconds
 from batchkit.errors import InvalidHold
-from batchkit.model import Lease
+from batchkit.model import RunId
 from batchkit.store import Store
 from batchkit.throttle import AskedHold, HoldOff, Throttle
 
@@ -42,7 +42,7 @@ class Pace:
         self._asked_at: float | None = None
         self._has_failed = False
 
-    def ask(self, lease: Lease, *, is_to_raise: Callable[[Exception], bool]) -> None:
+    def ask(self, *, is_to_raise: Callable[[Exception], bool]) -> None:
         """
         Ask the holds, unless that was done a moment ago; what *is_to_raise* is no failure of theirs.
 
@@ -50,7 +50,7 @@ class Pace:
             HeldBack: one of them holds the run off.
             InvalidHold: one of them cannot be asked in this database.
         """
-        if not self._throttle.holds or _is_at_end(lease):
+        if not self._throttle.holds:
             return
         if self._asked_at is not None and time.monotonic() - self._asked_at < self._throttle.every_seconds:
             return
@@ -75,19 +75,17 @@ class Pace:
             raise failed
         self._has_failed = failed is not None
 
-    def reserve(self, lease: Lease, items: int) -> float:
+    def reserve(self, run_id: RunId, items: int) -> float:
         """
-        Reserve the time of the next *items* at the run's rate, and give the seconds to wait for it.
+        Reserve the time of the next *items* at the rate of a run, and give the seconds to wait for it.
 
         Raises:
             HeldBack: it is too long to wait for in the slice, and nothing was reserved.
         """
         rate = self._throttle.rate
-        if rate is None or _is_at_end(lease):
+        if rate is None:
             return 0.0
-        if lease.limit is not None:
-            items = min(items, lease.limit - lease.done - lease.failed)
-        reserved = self._store.rates.reserve(lease.run_id, items=items, rate=rate, patience=PATIENCE_SECONDS)
+        reserved = self._store.rates.reserve(run_id, items=items, rate=rate, patience=PATIENCE_SECONDS)
         if not reserved.was_reserved:
             raise HeldBack(min(reserved.seconds, _LONGEST_WAIT_SECONDS), f"its rate is {rate:g} items/s")
         return reserved.seconds
@@ -97,10 +95,3 @@ class Pace:
             return hold.holding(hold.function())
         with self._store.database.reading() as connection:
             return hold.holding(hold.function(connection))
-
-
-def _is_at_end(lease: Lease) -> bool:
-    """Tell whether the next read is known to give nothing; no time must be reserved, and waited for, for that."""
-    if lease.limit is not None and lease.done + lease.failed >= lease.limit:
-        return True
-    return lease.until is not None and lease.cursor == lease.until

@@ -77,16 +77,15 @@ def read_items(
     source: Source[Any], after: object, *, limit: int, session: Session, lease: Lease
 ) -> list[tuple[Any, Any]]:
     """Read the next items, at most *limit*, and no more than the run's own limit leaves."""
-    if lease.limit is None:
-        return list(source.read(after, limit, session))
-    limit = min(limit, lease.limit - lease.done - lease.failed - lease.in_doubt)
-    # A source of the user's may give more than it is asked for.
+    if lease.left is not None:
+        limit = min(limit, lease.left)
+    # A source of the user's may give more than it is asked for, even where an item is to be taken alone.
     return list(source.read(after, limit, session))[:limit] if limit > 0 else []
 
 
 def prefetch_items(source: Prefetching, after: object, *, limit: int, lease: Lease) -> None:
     """Have a source that asks others do so now, for the items that `read_items` will read."""
-    left = limit if lease.limit is None else min(limit, lease.limit - lease.done - lease.failed)
+    left = limit if lease.left is None else min(limit, lease.left)
     if left > 0:
         source.prefetch(after, left)
 

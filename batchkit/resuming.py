@@ -15,6 +15,7 @@ from batchkit.job import ResumableJob
 from batchkit.params import params_signature
 from batchkit.sources.base import Source
 from batchkit.steps import Steps
+from batchkit.throttle import Throttle
 
 if TYPE_CHECKING:
     from tenacity import Retrying
@@ -50,6 +51,7 @@ def resumable(
     chunk_timeout: Duration | None = None,
     queue: str = "default",
     unique: bool | Callable[..., object] = False,
+    throttle: Throttle | None = None,
     retry: Retrying | None = None,
     version: str | int | None = None,
 ) -> _Decorator: ...
@@ -62,6 +64,7 @@ def resumable(
     chunk_timeout: Duration | None = None,
     queue: str = "default",
     unique: bool | Callable[..., object] = False,
+    throttle: Throttle | None = None,
     retry: Retrying | None = None,
     version: str | int | None = None,
     finish: Callable[Concatenate[Finish, P], object],
@@ -76,6 +79,7 @@ def resumable(
     chunk_timeout: Duration | None = None,
     queue: str = "default",
     unique: bool | Callable[..., object] = False,
+    throttle: Throttle | None = None,
     retry: Retrying | None = None,
     version: str | int | None = None,
     finish: Callable[..., object] | None = None,
@@ -96,6 +100,8 @@ def resumable(
         chunk_timeout: a step that takes longer is no longer renewed; by default ten leases.
         queue: the name of the queue that wakes its workers up.
         unique: True for one unfinished run with the same params, or a function of the params that gives the key.
+        throttle: `Throttle(rate=5)` for at most so many steps per second, and `Throttle(hold=...)` for a function that
+            says when the run is to be held off; both are heeded at a `yield`.
         retry: what to try again, how often, and how long to wait before (`tenacity.Retrying(...)`): each try is a new
             generator from the last cursor. Passing faults of the run's own database are tried again in any case.
         version: change it when runs that are unfinished must not go on with this code, since a cursor or
@@ -118,6 +124,7 @@ def resumable(
             chunk_timeout=chunk_timeout,
             queue=queue,
             unique=unique,
+            throttle=throttle,
             retry=retry,
             version=version,
             finish=finish,

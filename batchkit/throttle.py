@@ -75,6 +75,7 @@ class Throttle:
 
     Args:
         rate: items per second, over the whole run and all of its workers. A chunk then takes at most a second's worth.
+            Of a resumable it is in steps per second.
         hold: a function, or several, asked before a chunk: for how many seconds is the run to be given back, so that
             it costs no worker? None or 0 lets it go on. It takes nothing, or a connection to the run's database, on
             which each statement is a transaction of its own. `batchkit.holds` has some.

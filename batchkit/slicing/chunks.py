@@ -49,6 +49,8 @@ class ChunkWork:
     def _chunk(self) -> Standing | None:
         """Work the next chunk; None where there is none."""
         course, items = self._course, self._items
+        # Before the pace, which is that of the items that are read.
+        course.caution.narrow(course.lease, course.isolation)
         items.keep_pace()
         course.goes_by(course.caution.before_chunk(course.lease, course.isolation))
         course.begin_chunk()
@@ -86,6 +88,7 @@ class ChunkWork:
         """Move past an item without working it; None where it is not there any more."""
         course = self._course
         known = course.lease.suspicion
+        course.caution.narrow(course.lease, course.isolation)
         course.goes_by(course.caution.before_chunk(course.lease, course.isolation))
         transaction, read = self._items.begin(course.lease)
         transaction.rollback()

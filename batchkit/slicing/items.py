@@ -11,13 +11,13 @@ from batchkit.chunk import Chunk, at_hand
 from batchkit.each import work_each
 from batchkit.isolation import Read
 from batchkit.model import Checkpoint, Lease
-from batchkit.pacing import Pace
 from batchkit.planning import Cursors, prefetch_items, read_items
 from batchkit.promises import AT_MOST_ONCE
 from batchkit.replaying import FailedItems
 from batchkit.slicing.carry import read_carry, write_carry
 from batchkit.slicing.course import Course
 from batchkit.slicing.outcome import Stopped
+from batchkit.slicing.throttling import Throttling
 from batchkit.slicing.trials import Trials
 from batchkit.sources.base import NotFetched, Prefetching, Source, Watched
 from batchkit.store import ChunkTransaction
@@ -51,30 +51,18 @@ class Items:
         # Asked once a slice, since a check against a protocol takes long.
         self._prefetching = reading.source if isinstance(reading.source, Prefetching) else None
         self._watched = reading.source if isinstance(reading.source, Watched) else None
-        throttle = course.job.options.throttle
-        self._pace = None if throttle is None else Pace(throttle, course.around.store)
+        self._throttling = Throttling(course, trials)
 
     def keep_pace(self) -> None:
         """
-        Ask the holds and wait for the rate, before anything of the chunk is counted or locked.
+        Wait until the next chunk may begin; see `Throttling.wait`.
 
-        Raises:
-            HeldBack: the partition is to be given back for a while.
-            Stopped: the worker should stop.
+        For a read that is known to give nothing, no time must be reserved and waited for.
         """
-        if self._pace is None:
-            return
-        course = self._course
-        # A hold that hangs is a chunk that hangs: its lease is not renewed for ever, and the grace cuts it short.
-        course.begin_chunk()
-        try:
-            self._pace.ask(course.lease, is_to_raise=self._is_no_fault_of_holds)
-        finally:
-            course.cutter.chunk_ends()
-        waits = self._pace.reserve(course.lease, course.isolation.limit)
-        course.has_waited(waits)
-        if waits and course.rest(waits):
-            raise Stopped
+        lease, limit = self._course.lease, self._course.isolation.limit
+        is_at_end = lease.left == 0 or (lease.until is not None and lease.cursor == lease.until)
+        if not is_at_end:
+            self._throttling.wait(limit if lease.left is None else min(limit, lease.left))
 
     def begin(self, lease: Lease) -> tuple[ChunkTransaction, Read]:
         """
@@ -153,9 +141,6 @@ class Items:
             chunk_size=len(chunk),
             rate=self._course.measured(len(chunk)),
         )
-
-    def _is_no_fault_of_holds(self, error: Exception) -> bool:
-        return self._trials.is_interruption(error) or self._trials.is_away(error)
 
     def _warn_of_moved_key(self) -> None:
         moved = None if self._watched is None else self._watched.moved()

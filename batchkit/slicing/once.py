@@ -27,6 +27,8 @@ class OnceWork:
         self._course = course
         self._trials = trials
         self._items = items
+        #: that the failures of the chunk, which are recorded, are more than the job allows
+        self._refused: Refused | None = None
 
     def next(self) -> Standing | None:
         """
@@ -43,16 +45,17 @@ class OnceWork:
             marked = self._trials.with_faults(self._mark)
             if marked is None:
                 return None
+            self._refused = standing = None
             try:
-                standing, refused = self._call(*marked)
+                standing = self._call(*marked)
             except Exception as error:
                 if self._trials.is_interruption(error) or not self._trials.is_of_database(error):
                     raise
                 self._leave_in_doubt(error)
-                continue
-            if refused is not None:
-                raise self._course.too_many(refused)
-            return standing
+            if self._refused is not None:
+                raise self._course.too_many(self._refused)
+            if standing is not None:
+                return standing
 
     def _mark(self) -> tuple[ChunkTransaction, Read] | None:
         """
@@ -88,7 +91,7 @@ class OnceWork:
         course.marked(moved)
         return transaction, read
 
-    def _call(self, transaction: ChunkTransaction, read: Read) -> tuple[Standing, Refused | None]:
+    def _call(self, transaction: ChunkTransaction, read: Read) -> Standing:
         """Call the function, and commit what became of the items together with what it wrote."""
         course = self._course
         course.isolation.begin()
@@ -96,7 +99,8 @@ class OnceWork:
         try:
             failed = self._try_once(chunk, read, transaction)
             transaction.keep_nothing_of_dry_run()
-            refused = course.isolation.record_tried(transaction, course.lease, failed, done=len(chunk) - len(failed))
+            done = len(chunk) - len(failed)
+            self._refused = course.isolation.record_tried(transaction, course.lease, failed, done=done)
             course.isolation.resolve(transaction, chunk, read)
             checkpoint = self._items.checkpoint(read.last, chunk)
             moved, standing = transaction.checkpoint(course.around.store.leases, course.lease, checkpoint)
@@ -105,7 +109,7 @@ class OnceWork:
             course.undo(transaction, error)
             raise
         course.moved_on(moved)
-        return standing, refused
+        return standing
 
     def _try_once(self, chunk: Chunk[Any], read: Read, transaction: ChunkTransaction) -> Sequence[Failed]:
         """Call the function, and give the items that have failed: where it raises, all of them."""
@@ -137,4 +141,10 @@ class OnceWork:
         if self._trials.is_away(error):
             course.held.discard()
             self._trials.adopt_position()
+        if course.lease.doubt is None:
+            return
+        self._refused = None
+        course.calls_after_commit(())
         course.marked(self._trials.with_faults(lambda: course.around.store.leases.leave_in_doubt(course.lease)))
+        # What is in doubt lies behind: the next chunk is tried for the first time.
+        course.isolation.moved_on(0, 0.0)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from batchkit.isolation import ChunkFailed
 from batchkit.model import Checkpoint, Lease, Standing
 from batchkit.slicing.course import Course
+from batchkit.slicing.throttling import Throttling
 from batchkit.slicing.trials import Trials
 from batchkit.stepping import Stepped, Walk
 
@@ -17,6 +18,7 @@ class StepWork:
     def __init__(self, course: Course, trials: Trials, params: Mapping[str, object]) -> None:
         self._course = course
         self._trials = trials
+        self._throttling = Throttling(course, trials)
         self._walk = Walk(
             course.job,
             params,
@@ -35,7 +37,7 @@ class StepWork:
         Commit the next step; None where there is none.
 
         Raises:
-            Stopped, LeaseLost
+            Stopped, HeldBack, LeaseLost
             Exception: what stays wrong with the step, and makes the run fail.
         """
         self._course.check_goes_on()
@@ -49,6 +51,8 @@ class StepWork:
         course, walk = self._course, self._walk
         if walk.is_over(course.lease):
             return None
+        # How many items it does, a step says when it has done them; a rate counts steps.
+        self._throttling.wait(1)
         course.goes_by(course.caution.before_step(course.lease))
         course.begin_chunk()
         course.isolation.begin()

@@ -112,17 +112,18 @@ class Database:
     @contextmanager
     def _written(self) -> Iterator[Connection]:
         wait = _ONE_WRITER_LOCK_WAIT_SECONDS if self.dialect.has_one_writer else _LOCK_WAIT_SECONDS
-        with self.connect() as connection, self._restored(connection), connection.begin():
-            try:
-                self.dialect.begin(_driver(connection), lock_wait=wait, idle=wait * 4)
-            except self.driver_error as error:
-                raise self.unavailable(error) from error
-            try:
-                yield connection
-            except DBAPIError as error:
-                if self.fault(error) in (Fault.LOST, Fault.READ_ONLY):
+        try:
+            with self.connect() as connection, self._restored(connection), connection.begin():
+                try:
+                    self.dialect.begin(_driver(connection), lock_wait=wait, idle=wait * 4)
+                except self.driver_error as error:
                     raise self.unavailable(error) from error
-                raise
+                yield connection
+        except DBAPIError as error:
+            # That of the commit, too: its reply may be what was lost.
+            if self.fault(error) in (Fault.LOST, Fault.READ_ONLY):
+                raise self.unavailable(error) from error
+            raise
 
     @contextmanager
     def _restored(self, connection: Connection) -> Iterator[None]:
