@@ -24,7 +24,7 @@ from batchkit.sources import Counted, Estimate, Fingerprinted, Prefetching, Stat
 NO_SESSION = cast("Session", None)
 
 
-class Meter(MemoryFileSystem):
+class Meter(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
     """A filesystem that notes which bytes were read, and describes files as S3 does if it is told to."""
 
     protocol = "meter"
