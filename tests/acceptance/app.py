@@ -17,6 +17,7 @@ from sqlalchemy import Column, Integer, MetaData, Table, create_engine, func, in
 from batchkit import BatchKit, Chunk, Steps, batched, resumable, rows
 from batchkit.model import Lease
 from batchkit.stopping import Stop, stopped_by_signals
+from tests.acceptance import origins
 
 LEASE_SECONDS = 1.0
 CHUNK_SIZE = 10
@@ -37,6 +38,14 @@ def count_items(chunk: Chunk[int]) -> None:
     time.sleep(0.002)  # work that takes its time, so that kills fall into it
     if _fault == STOPS_IN_CHUNK and chunk.number == 5:
         os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@batched(origins.numbers, name="count-from-source", chunk_size=CHUNK_SIZE, lease=LEASE_SECONDS)
+def count_from_source(chunk: Chunk[object], kind: str, place: str) -> None:
+    """Count each number that the source gives as done once more."""
+    numbers = [origins.number_of(each) for each in chunk]
+    chunk.connection.execute(update(item).where(item.c.id.in_(numbers)).values(times=item.c.times + 1))
+    time.sleep(0.01)  # work that takes its time, so that kills fall into it
 
 
 @resumable(name="count-in-steps", lease=LEASE_SECONDS)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from batchkit import BatchKit, Run, RunState
-from tests.acceptance import app
+from tests.acceptance import app, origins
 from tests.acceptance.workers import Worker, crew
 from tests.servers.mariadb import MariaDbServer
 from tests.servers.postgres import PostgresServer
@@ -18,6 +18,7 @@ from tests.waiting import eventually
 
 _KILLS = 50
 _KILLS_OF_RESUMABLES = 8
+_KILLS_OF_A_SOURCE = 2
 
 
 def _done(run: Run) -> int:
@@ -110,6 +111,42 @@ def test_every_step_of_a_resumable_is_done_once_though_its_workers_are_killed_at
         assert (RunState.SUCCEEDED, items) == (run.state, run.progress.done), f"seed {seed}: {run.error}"
         assert {1: items} == app.times(database_url), f"seed {seed}"
         assert run.progress.interruptions >= _KILLS_OF_RESUMABLES, f"seed {seed}"
+    kit.close()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("kind", origins.KINDS)
+def test_every_item_of_each_kind_of_source_is_done_once_though_its_workers_are_killed(
+    kind: str, postgres_url: str, tmp_path: Path
+):
+    seed = random.randrange(1 << 32)
+    chance = random.Random(seed)
+    kit = app.prepare(postgres_url, items=origins.ITEMS)
+    with origins.origin(tmp_path) as place, crew(postgres_url, tmp_path) as start:
+        run = app.count_from_source.start(kind, place)
+        # One more than are killed: none has to be started anew meanwhile.
+        workers = [start() for _ in range(_KILLS_OF_A_SOURCE + 1)]
+        done = kills = 0
+        while kills < _KILLS_OF_A_SOURCE and not run.refresh().has_ended:
+            done = _moved(run, beyond=done, workers=workers)
+            time.sleep(chance.uniform(0, 0.1))  # not to wait for anything: the kill is to fall at any moment
+            holder = _holder(run, workers)
+            if holder is None:
+                continue
+            holder.signal(signal.SIGKILL)
+            holder.wait()
+            kills += 1
+            workers.remove(holder)
+        assert _KILLS_OF_A_SOURCE == kills, f"seed {seed}: {run}"
+        eventually(
+            lambda: run.refresh().has_ended,
+            within=60,
+            message=lambda: f"seed {seed}: {run}, {run.history()[-3:]}, {workers[-1].log()}",
+        )
+        progress = run.progress
+        assert (RunState.SUCCEEDED, origins.ITEMS, 0) == (run.state, progress.done, progress.failed), run.error
+        assert {1: origins.ITEMS} == app.times(postgres_url), f"seed {seed}"
+        assert progress.interruptions >= _KILLS_OF_A_SOURCE, f"seed {seed}"
     kit.close()
 
 

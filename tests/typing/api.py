@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
@@ -28,9 +29,14 @@ from batchkit import (
     csv_rows,
     current_session,
     items,
+    json_lines,
+    nested,
+    pages,
+    parquet_rows,
     resumable,
     rows,
     span,
+    stream,
 )
 from batchkit.holds import HoldOff, dead_tuples, long_transactions, replica_lag
 from batchkit.hooks import RunEvent, RunHook
@@ -65,6 +71,27 @@ assert_type(rows(select(User), key=(User.domain.desc(), User.id), follow=True), 
 assert_type(items(["a", "b"]), Source[str])
 assert_type(span(0, 10), Source[int])
 assert_type(csv_rows(Path("x.csv")), Source[dict[str, str]])
+assert_type(json_lines("s3://bucket/x", storage_options={"anon": True}), Source[Any])
+assert_type(parquet_rows("x.parquet", columns=["id"]), Source[dict[str, Any]])
+assert_type(stream(lambda: iter(["a"])), Source[str])
+assert_type(nested(span(3), lambda number: items(["a"] * number)), Source[tuple[int, str]])
+assert_type(nested(rows(select(User), key=User.id), lambda user: items([user.email])), Source[tuple[User, str]])
+
+
+def page(token: str | None) -> tuple[list[float], str | None]:
+    """Give a page."""
+    return [1.5], None if token else "next"
+
+
+assert_type(pages(page), Source[float])
+
+
+@batched(nested(span(3), lambda _: pages(page)))
+def take_pairs(chunk: Chunk[tuple[int, float]]) -> None:
+    """Take pairs."""
+    for number, amount in chunk:
+        assert_type(number, int)
+        assert_type(amount, float)
 
 
 def users(domain: str, limit: int = 10) -> Source[User]:

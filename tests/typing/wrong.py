@@ -11,7 +11,21 @@ from collections.abc import Iterator
 from sqlalchemy import select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from batchkit import BatchKit, Chunk, Finish, Steps, Throttle, batched, resumable, rows, span
+from batchkit import (
+    BatchKit,
+    Chunk,
+    Finish,
+    Steps,
+    Throttle,
+    batched,
+    nested,
+    pages,
+    parquet_rows,
+    resumable,
+    rows,
+    span,
+    stream,
+)
 from batchkit.sources import Source
 from batchkit.testing import interrupt_after
 
@@ -66,6 +80,42 @@ def other_items(chunk: Chunk[int], domain: str) -> None:
 @batched(span(10))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 def other_items_of_a_source(chunk: Chunk[str]) -> None:
     """Take text."""
+
+
+def page(token: str | None) -> tuple[list[float], str | None]:
+    """Give a page."""
+    return [1.5], token
+
+
+@batched(pages(page))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+def other_items_of_pages(chunk: Chunk[str]) -> None:
+    """Take text."""
+
+
+@batched(stream(lambda: iter([1])))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+def other_items_of_a_stream(chunk: Chunk[str]) -> None:
+    """Take text."""
+
+
+@batched(nested(span(3), lambda _: span(3)))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+def inner_items_alone(chunk: Chunk[int]) -> None:
+    """Take numbers that are no pairs."""
+
+
+@batched(parquet_rows("x"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+def tuples_of_a_file(chunk: Chunk[tuple[int, str]]) -> None:
+    """Take tuples."""
+
+
+def no_page(token: str | None) -> list[float]:
+    """Give no token."""
+    return [1.5] if token else []
+
+
+# What gives no page, no iterable and no source.
+pages(no_page)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+stream(lambda: 5)  # type: ignore[arg-type, return-value]  # pyright: ignore[reportArgumentType]
+nested(span(3), no_page)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 # Other params than the source's.

@@ -129,17 +129,18 @@ def test_a_file_that_is_not_there_or_a_folder_is_named(tmp_path: Path):
             _walk(lambda path=path: csv_rows(path), limit=1)
 
 
-def test_a_file_that_changes_under_the_reader_is_refused(tmp_path: Path):
+@pytest.mark.parametrize("content", ["1\n", "1\n2\n3\n4\n"], ids=["shorter", "longer"])
+def test_a_file_that_changes_under_the_reader_is_refused(tmp_path: Path, content: str):
     path = tmp_path / "x.jsonl"
     path.write_text("1\n2\n3\n")
     source = json_lines(path)
     ((item, after),) = source.read(None, 1, NO_SESSION)
     assert 1 == item
-    path.write_text("1\n")
+    path.write_text(content)
     with pytest.raises(InvalidSource, match="was changed while it was read"):
         source.read(after, 1, NO_SESSION)
     with pytest.raises(InvalidSource, match="before the cursor"):
-        json_lines(path).read(6, 1, NO_SESSION)
+        json_lines(path).read(9, 1, NO_SESSION)
 
 
 def test_the_fingerprint_is_of_the_content_and_not_of_the_time(tmp_path: Path):

@@ -181,8 +181,7 @@ def test_outer_rows_are_bounded_and_those_added_behind_the_end_are_left_alone(se
     session.execute(delete(Order))
     session.execute(delete(User))
     assert source.upper(session) is None
-    unbounded: Any = nested(ByColour(), lambda _: span(1))
-    assert not isinstance(unbounded, Bounded)
+    assert not isinstance(nested(ByColour(), lambda _: span(3)), Bounded)
 
 
 def test_small_inner_sources_do_not_cost_a_query_of_the_outer_one_each(sqlite_url: str):
@@ -220,7 +219,7 @@ def test_an_inner_source_that_asks_others_is_read_only_after_it_has_fetched():
     fetched: list[Any] = []
 
     def inner(number: int) -> Source[int]:
-        def fetch(_: object) -> tuple[list[int], None]:
+        def fetch(_: int | None) -> tuple[list[int], int | None]:
             fetched.append(number)
             return [number * 10], None
 

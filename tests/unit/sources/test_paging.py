@@ -186,7 +186,7 @@ def test_what_is_no_cursor_of_pages_is_refused(after: Any):
 
 def test_a_beginning_is_left_out_and_a_source_made_anew_keeps_that():
     source: Any = pages(Api(3, 3).fetch)
-    behind: Any = source.behind([None, 1])
-    assert [2] == [item for item, _ in behind.anew().read(None, 9, NO_SESSION)]
+    behind = source.behind([None, 1])
     assert [3] == [item for item, _ in behind.read([None, 2], 1, NO_SESSION)]
     assert isinstance(behind, Stateful)
+    assert [2] == [item for item, _ in behind.anew().read(None, 9, NO_SESSION)]

@@ -82,11 +82,11 @@ def test_a_run_that_goes_on_reads_the_group_of_its_cursor_and_no_other(tmp_path:
     read: list[int] = []
     real = pq.ParquetFile.read_row_group
 
-    def note(file: Any, number: int, **rest: Any) -> Any:
+    def noting(self: Any, number: int, **options: Any) -> Any:
         read.append(number)
-        return real(file, number, **rest)
+        return real(self, number, **options)
 
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", note)
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", noting)
     assert [(15, [1, 5])] == [(item["n"], at) for item, at in parquet_rows(tmp_path / "x").read([1, 4], 1, NO_SESSION)]
     assert [20] == [item["n"] for item, _ in parquet_rows(tmp_path / "x").read([1, 9], 1, NO_SESSION)]
     assert [1, 2] == read
