@@ -38,6 +38,7 @@ class OnceWork:
 
         Raises:
             Stopped, HeldBack, LeaseLost
+            WorkerKilled: reading the items has killed its workers often enough.
             Exception: what makes the run fail.
         """
         while True:
@@ -66,6 +67,8 @@ class OnceWork:
         course, doubt = self._course, self._course.lease.doubt
         if doubt is None:
             self._items.keep_pace()
+            # What kills its workers before anything is in doubt is no item, but what gives them.
+            course.goes_by(course.caution.before_step(course.lease))
         course.begin_chunk()
         lease = course.lease if doubt is None else replace(course.lease, cursor=after_of(doubt))
         transaction, read = self._items.begin(lease)

@@ -329,6 +329,31 @@ def test_at_most_once_a_killer_is_begun_once_and_in_doubt_and_the_run_goes_on(
     assert [(str(item), True) for item in lost] == [(each.item, each.in_doubt) for each in run.failures()]
 
 
+def test_at_most_once_a_source_that_kills_its_workers_fails_the_run_which_goes_on_once_it_is_mended(
+    host: Host, done: Ledger, tmp_path: Path
+):
+    mended = tmp_path / "mended"
+
+    class Deadly:
+        """Thirty numbers, of which those from twenty on cannot be read for now."""
+
+        def read(self, after: int | None, limit: int, session: object) -> list[tuple[int, int]]:
+            first = 0 if after is None else after + 1
+            if first >= 20 and not mended.exists():
+                os._exit(1)
+            return [(number, number) for number in range(first, min(first + limit, 30))]
+
+    run = job(Deadly(), write, chunk_size=5, delivery="at-most-once").start()
+    host.work(run)
+    assert (RunState.FAILED, 20, 0, 0) == _counts(run), run.error
+    assert "WorkerKilled" in str(run.error)
+    mended.touch()
+    run.resume()
+    host.work(run)
+    assert (RunState.SUCCEEDED, 30, 0, 0) == _counts(run), run.error
+    assert list(range(30)) == done.items()
+
+
 @pytest.mark.parametrize("is_each", [False, True])
 @pytest.mark.parametrize("delivery", ["exactly-once", "at-least-once"])
 def test_a_killer_is_recorded_where_it_is_throttled_and_exported_too(
