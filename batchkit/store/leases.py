@@ -56,9 +56,7 @@ class Leases:
 
     def claimable_in(self, run_id: RunId, *, is_due: bool = False) -> list[int]:
         """Find partitions of one run that can be claimed now; with *is_due*, those only that are due."""
-        statement = self._statements.claimable_in(run_id)
-        if is_due:
-            statement = statement.where(self._database.tables.partition.c.due_at <= self._database.clock.now())
+        statement = self._statements.claimable_in(run_id, is_due=is_due)
         with self._database.reading() as tx:
             return list(tx.execute(statement).scalars())
 

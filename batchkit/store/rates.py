@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import select, update
-
 from batchkit.model import RunId
 from batchkit.store.database import Database
 from batchkit.store.statements import Statements
@@ -38,18 +36,16 @@ class Rates:
 
         Time that passed unused is no credit: after a rest a run begins at its rate.
         """
-        run = self._database.tables.run
         with self._database.transaction() as tx:
             tx.execute(self._statements.lock_run(run_id))
             # In a statement of its own: the moment and the value are those under the lock.
-            read = select(run.c.next_item_at, self._database.clock.now()).where(run.c.id == run_id)
             reserved: datetime | None
             now: datetime
-            reserved, now = tx.execute(read).one()
+            reserved, now = tx.execute(self._statements.reserved_until(run_id)).one()
             begins = now if reserved is None else max(reserved, now)
             wait = (begins - now).total_seconds()
             if wait > patience:
                 return Reserved(wait, was_reserved=False)
             ends = begins + timedelta(seconds=items / rate)
-            tx.execute(update(run).where(run.c.id == run_id).values(next_item_at=ends))
+            tx.execute(self._statements.reserve_until(run_id, ends))
             return Reserved(wait, was_reserved=True)

@@ -173,10 +173,18 @@ class Statements:
         )
         return statement if queues is None else statement.where(run.queue.in_(queues))
 
-    def claimable_in(self, run_id: RunId) -> Select[Any]:
-        """Find partitions of one run that a worker may claim now; when they are due is not asked."""
+    def reserved_until(self, run_id: RunId) -> Select[Any]:
+        """Read until when the rate of a run is reserved, and the moment; under the run's lock."""
+        return select(self.run.c.next_item_at, self.clock.now()).where(self.run.c.id == run_id)
+
+    def reserve_until(self, run_id: RunId, ends: datetime) -> Executable:
+        """Reserve the rate of a run until *ends*; under the run's lock."""
+        return update(self.run).where(self.run.c.id == run_id).values(next_item_at=ends)
+
+    def claimable_in(self, run_id: RunId, *, is_due: bool) -> Select[Any]:
+        """Find partitions of one run that a worker may claim now; with *is_due*, those only that are due."""
         run, partition = self.run.c, self.partition.c
-        return (
+        statement = (
             select(partition.number)
             .join(self.run, run.id == partition.run_id)
             .where(
@@ -188,6 +196,7 @@ class Statements:
             )
             .order_by(partition.due_at, partition.number)
         )
+        return statement.where(partition.due_at <= self.clock.now()) if is_due else statement
 
     def lock_run(self, run_id: RunId) -> Executable:
         """
