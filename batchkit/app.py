@@ -7,17 +7,20 @@ import os
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
+from batchkit.busy import Busy
 from batchkit.control import Controls
 from batchkit.delivery import Deliveries, MessageQueue
+from batchkit.durations import seconds
 from batchkit.errors import (
     DatabaseUnavailable,
     IllegalTransition,
     InvalidDatabase,
+    InvalidGrace,
     InvalidQueue,
     JobNotFound,
     RunFailed,
 )
-from batchkit.grace import grace_seconds
+from batchkit.grace import grace_seconds, working_seconds
 from batchkit.hooks import checked_hooks
 from batchkit.job import JOBS, Definition, Registry, current_kit
 from batchkit.model import Lease, RunId, WakeUp
@@ -32,6 +35,7 @@ from batchkit.stopping import Stop, stopped_by_signals
 from batchkit.store import Clock, Health, Sessions, Store
 from batchkit.suspicion import Death
 from batchkit.sweep import Swept, sweep
+from batchkit.tracking import ClosedHours, Duty, Tracker, WorkerKind
 from batchkit.using import NO_TERMS, Terms
 from batchkit.worker import Worker
 
@@ -41,7 +45,7 @@ if TYPE_CHECKING:
     from sqlalchemy import URL, Engine, MetaData
 
     from batchkit.durations import Duration
-    from batchkit.hooks import RunHook
+    from batchkit.hooks import BusyHook, RunHook
     from batchkit.store.transaction import SessionFactory
 
 _logger = logging.getLogger("batchkit")
@@ -49,6 +53,7 @@ _logger = logging.getLogger("batchkit")
 DATABASE_VARIABLE = "BATCHKIT_DATABASE_URL"
 EMBEDDED_DATABASE = "sqlite:///batchkit.db"
 _SUPERVISE_SECONDS = 5.0
+_MAX_PROTECT_SECONDS = 1800.0
 
 
 class BatchKit:
@@ -68,11 +73,15 @@ class BatchKit:
             platform (docs/platforms.md), such as heroku or kubernetes. Without it: the environment variable
             BATCHKIT_GRACE_SECONDS. Where it is known, a chunk that would outlive it is rolled back in
             time and its run handed on.
-        hooks: what is told of the starts, interruptions and ends of runs, in this process; see `batchkit.hooks`.
+        hooks: what is told of the starts, interruptions and ends of runs, in this process, and what tells a platform
+            that this worker is busy; see `batchkit.hooks`.
+        max_protect: for how long a worker may refuse to be stopped, at the most: after that, all workers of the fleet
+            are free to be stopped for a moment, at the next checkpoint of each. By default half an hour where there is
+            a `BusyHook`, else for ever.
 
     Raises:
         InvalidDatabase: the database cannot keep batchkit's promises, or its driver is missing.
-        InvalidGrace: the grace is none of these.
+        InvalidGrace: the grace is none of these, or max_protect no duration.
         InvalidHook: a hook is none, or would not be called as it is written.
     """
 
@@ -84,7 +93,8 @@ class BatchKit:
         schema: str | None = None,
         session_factory: SessionFactory | None = None,
         grace: Duration | str | None = None,
-        hooks: Sequence[RunHook] = (),
+        hooks: Sequence[RunHook | BusyHook] = (),
+        max_protect: Duration | None = None,
         clock: Clock | None = None,
     ) -> None:
         address = database if database is not None else os.environ.get(DATABASE_VARIABLE)
@@ -99,9 +109,13 @@ class BatchKit:
         checked = checked_hooks(hooks)
         self._store = Store(address if address is not None else EMBEDDED_DATABASE, schema=schema, clock=clock)
         self._sessions = Sessions(self._store.database, session_factory)
-        Notifier(self._store, checked)
+        Notifier(self._store, checked.of_runs)
         self._queue: Queue = queue or LocalQueue()
-        self._worker = Worker(self._store, self._sessions, JOBS, grace_seconds(grace))
+        self._busy_hooks = checked.of_busyness
+        self._hours = ClosedHours(_max_protect(max_protect, has_hooks=bool(self._busy_hooks)))
+        known = grace_seconds(grace)
+        duty = Duty(None if known is None else working_seconds(known), self._hours)
+        self._worker = Worker(self._store, self._sessions, JOBS, known, duty)
         self._controls = Controls(self._store, self._sessions, self._queue, JOBS)
         self._deliveries = Deliveries(
             self._store, self._worker, self._queue, commits_together=self._sessions.is_ours, ready=self._ready
@@ -240,9 +254,11 @@ class BatchKit:
 
     # Work
 
-    def work(self, *, queues: Collection[str] | None = None) -> None:
+    def work(self, *, queues: Collection[str] | None = None, is_main: bool = True) -> None:
         """
         Work whatever is due, in this process, until SIGTERM or SIGINT.
+
+        *is_main* is False in a process whose parent tells hooks of it.
 
         Raises:
             InvalidDatabase: another queue than `LocalQueue` wakes this kit's workers up.
@@ -252,8 +268,15 @@ class BatchKit:
             raise InvalidDatabase(
                 f"this kit's workers are those of {type(self._queue).__name__}; `work` is for the built-in LocalQueue"
             )
-        with Stop() as stop, stopped_by_signals(stop):
-            work_until_stopped(self._worker, self._store, self._queue, queues=queues, stop=stop)
+        tracker = self.tracker() if is_main else None
+        if tracker is not None:
+            tracker.start(WorkerKind("local", None if queues is None else tuple(sorted(queues)), 1))
+        try:
+            with Stop() as stop, stopped_by_signals(stop):
+                work_until_stopped(self._worker, self._store, self._queue, queues=queues, stop=stop)
+        finally:
+            if tracker is not None:
+                tracker.stop()
 
     def work_run(self, run_id: RunId, *, stop: Stop, watch: Callable[[Lease], None] | None = None) -> Outcome | None:
         """Work one run in this process until it ends, is paused or is stopped; *watch* is called after each commit."""
@@ -292,6 +315,37 @@ class BatchKit:
             _logger.info("a run had ended before its message was revoked", extra={"run_id": found})
             # The queue throws away what is to tell of it.
             self._store.runs.announced(found)
+
+    # Who is busy
+
+    def busy(self) -> Busy:
+        """
+        Tell who is busy, by queue and by worker, and what waits.
+
+        It is what the live leases in the store say: a worker that was killed drops out when its lease does. The queues
+        of this process's jobs are among the answer though they be empty.
+        """
+        self._ready()
+        return self._store.fleet.busy(sorted({job.options.queue for job in JOBS.values()}))
+
+    def busy_on(self, instance: str) -> int:
+        """Count the slices that the workers of an instance work."""
+        self._ready()
+        return self._store.fleet.held_on(instance)
+
+    def drain(self, instance: str) -> int:
+        """
+        Have the workers of an instance stop at their next checkpoint and take nothing more, within some seconds.
+
+        Give how many of them are there to see it: those that have said lately that they are. `batchkit drain`, run on
+        the instance itself, is seen by all of them, and at once.
+        """
+        self._ready()
+        return self._store.fleet.drain(instance)
+
+    def tracker(self) -> Tracker:
+        """Make what tracks the worker whose main process this is; queues, and `batchkit work`, call this."""
+        return Tracker(self._store.fleet, self._busy_hooks, max_protect=self._hours.max_protect)
 
     def recover(self) -> Swept:
         """Sweep once: settle runs whose workers died, and wake workers up for those that wait."""
@@ -341,6 +395,15 @@ class BatchKit:
             self.migrate()
             self._makes_its_tables = False
         self._store.schema.check()
+
+
+def _max_protect(given: Duration | None, *, has_hooks: bool) -> float | None:
+    if given is None:
+        return _MAX_PROTECT_SECONDS if has_hooks else None
+    try:
+        return seconds(given, name="max_protect")
+    except (TypeError, ValueError) as error:
+        raise InvalidGrace(str(error)) from None
 
 
 current_kit.make_with(BatchKit)

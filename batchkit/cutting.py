@@ -43,6 +43,8 @@ class Cutter:
         self._protected = 0
         #: whether the time to cut came while the chunk was protected
         self._is_due = False
+        #: until when the chunk in flight may be worked, once a stop is requested
+        self._until: float | None = None
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -70,8 +72,15 @@ class Cutter:
         self._is_in_chunk = False
 
     @contextmanager
-    def protected(self) -> Iterator[None]:
-        """Let nothing be cut short for the length of the block; what became due meanwhile is cut at its end."""
+    def protected(self, longest: float | None = None) -> Iterator[None]:
+        """
+        Let nothing be cut short for the length of the block; what became due meanwhile is cut at its end.
+
+        Where the grace has begun, and what is left of it is less than the *longest* of such blocks took, the chunk is
+        cut before this one begins.
+        """
+        if self._until is not None and longest is not None and time.monotonic() + longest > self._until:
+            self._cut()
         self._protected += 1
         try:
             yield
@@ -95,8 +104,9 @@ class Cutter:
         while not self._stop.requested:
             if self._ended.wait(_POLL_SECONDS):
                 return
-        until = time.monotonic() + working_seconds(self._grace or 0.0)
-        if self._ended.wait(max(0.0, until - time.monotonic())):
+        working = working_seconds(self._grace or 0.0)
+        self._until = time.monotonic() + working
+        if self._ended.wait(working):
             return
         _logger.warning("the grace is nearly over; the chunk in flight is rolled back")
         signal.pthread_kill(self._main, _SIGNAL)

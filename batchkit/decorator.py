@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Callable
 from inspect import Signature
@@ -17,6 +18,7 @@ from batchkit.options import (
     checked_chunk_size,
     checked_delivery,
     checked_describe_item,
+    checked_interruptible,
     checked_max_failures,
     checked_name,
     checked_retry,
@@ -64,6 +66,7 @@ class _Batched:
         max_failures: float = ...,
         throttle: Throttle | None = None,
         delivery: Delivery | None = None,
+        interruptible: bool = True,
         version: str | int | None = None,
         describe_item: Callable[[T], object] | None = None,
         finish: Callable[Concatenate[Finish, P], object] | None = None,
@@ -84,6 +87,7 @@ class _Batched:
         max_failures: float = ...,
         throttle: Throttle | None = None,
         delivery: Delivery | None = None,
+        interruptible: bool = True,
         version: str | int | None = None,
         describe_item: Callable[[T], object] | None = None,
         finish: Callable[[Finish], object] | None = None,
@@ -103,6 +107,7 @@ class _Batched:
         max_failures: float = 0,
         throttle: Throttle | None = None,
         delivery: Delivery | None = None,
+        interruptible: bool = True,
         version: str | int | None = None,
         describe_item: Callable[[Any], object] | None = None,
         finish: Callable[..., object] | None = None,
@@ -135,6 +140,8 @@ class _Batched:
                 `"at-least-once"` is for calls to other systems that may be repeated: no transaction is open during
                 them. `"at-most-once"` is for those that must not: each item is tried once, and after a crash recorded
                 as in doubt.
+            interruptible: False for chunks that must not be stopped: workers count as protected while they work one, no
+                chunk is cut short when the grace ends, and `chunk_timeout` is off unless it is given.
             version: change it when runs that are unfinished must not go on with this code, such as when `chunk.carry`
                 means something else; they wait and say so, until `resume(accept=True)` or workers of their version.
             describe_item: gives what is recorded of an item that failed, such as its id; by default its `repr`, or the
@@ -160,6 +167,7 @@ class _Batched:
             max_failures=max_failures,
             throttle=throttle,
             delivery=delivery,
+            interruptible=interruptible,
             version=version,
             describe_item=describe_item,
             finish=finish,
@@ -181,6 +189,7 @@ class _Batched:
         max_failures: float = ...,
         throttle: Throttle | None = None,
         delivery: Delivery | None = None,
+        interruptible: bool = True,
         version: str | int | None = None,
         describe_item: Callable[[T], object] | None = None,
         finish: Callable[Concatenate[Finish, P], object] | None = None,
@@ -201,6 +210,7 @@ class _Batched:
         max_failures: float = ...,
         throttle: Throttle | None = None,
         delivery: Delivery | None = None,
+        interruptible: bool = True,
         version: str | int | None = None,
         describe_item: Callable[[T], object] | None = None,
         finish: Callable[[Finish], object] | None = None,
@@ -220,6 +230,7 @@ class _Batched:
         max_failures: float = 0,
         throttle: Throttle | None = None,
         delivery: Delivery | None = None,
+        interruptible: bool = True,
         version: str | int | None = None,
         describe_item: Callable[[Any], object] | None = None,
         finish: Callable[..., object] | None = None,
@@ -249,6 +260,7 @@ class _Batched:
             max_failures=max_failures,
             throttle=throttle,
             delivery=delivery,
+            interruptible=interruptible,
             version=version,
             describe_item=describe_item,
             finish=finish,
@@ -273,6 +285,7 @@ def _decorator(
     max_failures: float,
     throttle: Throttle | None,
     delivery: Delivery | None,
+    interruptible: bool,
     version: str | int | None,
     describe_item: Callable[[Any], object] | None,
     finish: Callable[..., object] | None,
@@ -282,15 +295,12 @@ def _decorator(
         chunk_size=checked_chunk_size(default_chunk_size(delivery) if chunk_size is None else chunk_size),
         slice_time=checked_seconds(slice_time, "slice_time"),
         lease=lease_seconds,
-        chunk_timeout=(
-            lease_seconds * _CHUNK_TIMEOUT_LEASES
-            if chunk_timeout is None
-            else checked_seconds(chunk_timeout, "chunk_timeout")
-        ),
+        chunk_timeout=_chunk_timeout(chunk_timeout, lease_seconds, interruptible=interruptible),
         queue=checked_name(queue, "queue"),
         max_failures=checked_max_failures(max_failures),
         throttle=checked_throttle(throttle),
         delivery=checked_delivery(delivery, retry),
+        interruptible=checked_interruptible(interruptible),
         unique=unique,
         retry=checked_retry(retry),
         version=checked_version(version),
@@ -320,6 +330,13 @@ def _decorator(
     return decorate
 
 
+def _chunk_timeout(given: Duration | None, lease: float, *, interruptible: bool) -> float:
+    if given is not None:
+        return checked_seconds(given, "chunk_timeout")
+    # What must not be stopped is not given up because it takes long, either.
+    return lease * _CHUNK_TIMEOUT_LEASES if interruptible else math.inf
+
+
 def resumable_job(
     function: Callable[..., object],
     signature: Signature,
@@ -332,6 +349,7 @@ def resumable_job(
     unique: bool | Callable[..., object],
     throttle: Throttle | None,
     retry: Retrying | None,
+    interruptible: bool,
     version: str | int | None,
     finish: Callable[..., object] | None,
 ) -> Any:  # noqa: ANN401  typed where it is offered
@@ -343,12 +361,12 @@ def resumable_job(
         DuplicateJob: another function has the name.
     """
     lease_seconds = checked_seconds(_DEFAULT_LEASE if lease is None else lease, "lease")
-    timeout = lease_seconds * _CHUNK_TIMEOUT_LEASES if chunk_timeout is None else chunk_timeout
     options = Options(
         chunk_size=1,
         slice_time=checked_seconds(_DEFAULT_SLICE_TIME if slice_time is None else slice_time, "slice_time"),
         lease=lease_seconds,
-        chunk_timeout=checked_seconds(timeout, "chunk_timeout"),
+        chunk_timeout=_chunk_timeout(chunk_timeout, lease_seconds, interruptible=interruptible),
+        interruptible=checked_interruptible(interruptible),
         queue=checked_name(queue, "queue"),
         unique=unique,
         throttle=checked_throttle(throttle),

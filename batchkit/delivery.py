@@ -23,6 +23,7 @@ from batchkit.store import Store
 from batchkit.suspicion import Death
 from batchkit.sweep import wake_run
 from batchkit.telling import Telling
+from batchkit.tracking import Tracker
 from batchkit.values import loads
 from batchkit.worker import Worker
 
@@ -173,6 +174,10 @@ class Kit(Protocol):
 
     def recover(self) -> object:
         """Sweep once."""
+        ...
+
+    def tracker(self) -> Tracker:
+        """Make what tracks the worker whose main process this is."""
         ...
 
     def end_leases_of(self, worker: str, *, death: Death) -> None:
@@ -341,7 +346,7 @@ class Deliveries:
     def _work_slice(self, message: Message, run_id: RunId, stop: Stopping) -> Outcome | None:
         if message.is_eager:
             return self._worker.work_run(run_id, stop=stop, waits_for_others=False)
-        if stop.requested:
+        if self._worker.duty.drained(stop).requested:
             self._hand_on(message, run_id)
             return None
         with Reporter(message.show, self._store, run_id, is_wanted=message.shows_progress) as reporter:

@@ -50,6 +50,8 @@ class Options:
     version: str | int | None = None
     #: how fast a run may be worked, and what holds it off
     throttle: Throttle | None = None
+    #: whether a worker may be stopped while it works a chunk, once that has had the time to end
+    interruptible: bool = True
     #: what is shown of an item that failed
     describe_item: Callable[[Any], object] | None = None
 

@@ -250,6 +250,8 @@ class Lease:
     in_doubt: int
     #: what is known of a place that workers died at
     suspicion: Suspicion | None = None
+    #: how long a chunk is expected to take; None where none was measured
+    chunk_seconds: float | None = None
 
     @property
     def left(self) -> int | None:
@@ -269,6 +271,8 @@ class Checkpoint:
     rate: float
     #: the items in front of the cursor that the function is going to be called for, at most once
     doubt: str | None = None
+    #: how long the next chunk is expected to take
+    chunk_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,6 +89,16 @@ def checked_delivery(delivery: object, retry: object) -> Delivery | None:
     raise InvalidJob(f"delivery is one of {', '.join(map(repr, DELIVERIES))}: got {delivery!r}")
 
 
+def checked_interruptible(interruptible: object) -> bool:
+    """Give a boolean."""
+    if isinstance(interruptible, bool):
+        return interruptible
+    raise InvalidJob(
+        f"interruptible is True, or False for chunks that must not be stopped: got {interruptible!r}; "
+        f"for a part of a chunk write `with chunk.protected():` around it"
+    )
+
+
 def checked_max_failures(max_failures: object) -> float:
     """Give a number of items, or a share of them."""
     if isinstance(max_failures, bool) or not isinstance(max_failures, int | float) or max_failures < 0:

@@ -53,6 +53,7 @@ def resumable(
     unique: bool | Callable[..., object] = False,
     throttle: Throttle | None = None,
     retry: Retrying | None = None,
+    interruptible: bool = True,
     version: str | int | None = None,
 ) -> _Decorator: ...
 @overload
@@ -66,6 +67,7 @@ def resumable(
     unique: bool | Callable[..., object] = False,
     throttle: Throttle | None = None,
     retry: Retrying | None = None,
+    interruptible: bool = True,
     version: str | int | None = None,
     finish: Callable[Concatenate[Finish, P], object],
 ) -> _DecoratorWithFinish[P]: ...
@@ -81,6 +83,7 @@ def resumable(
     unique: bool | Callable[..., object] = False,
     throttle: Throttle | None = None,
     retry: Retrying | None = None,
+    interruptible: bool = True,
     version: str | int | None = None,
     finish: Callable[..., object] | None = None,
 ) -> Any:
@@ -104,6 +107,7 @@ def resumable(
             says when the run is to be held off; both are heeded at a `yield`.
         retry: what to try again, how often, and how long to wait before (`tenacity.Retrying(...)`): each try is a new
             generator from the last cursor. Passing faults of the run's own database are tried again in any case.
+        interruptible: False for steps that must not be stopped; see `batched`.
         version: change it when runs that are unfinished must not go on with this code, since a cursor or
             `steps.carry` means something else; they wait until `resume(accept=True)` or workers of their version.
         finish: a function run once after the end of the generator, in the transaction that makes the run succeeded; it
@@ -126,6 +130,7 @@ def resumable(
             unique=unique,
             throttle=throttle,
             retry=retry,
+            interruptible=interruptible,
             version=version,
             finish=finish,
         )

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from batchkit.job import Registry
+from batchkit.instance import worker_name
+from batchkit.job import Options, Registry
 from batchkit.model import Lease, RunId
 from batchkit.slicing import Ending, Outcome, Surroundings, work_slice
 from batchkit.states import RunState
 from batchkit.stopping import Stopping
 from batchkit.store import Sessions, Store
+from batchkit.tracking import ClosedHours, Duty, Tie, tied_to_main
 
 _logger = logging.getLogger("batchkit")
 _POLL_SECONDS = 0.2
-
-
-def worker_name(pid: int | None = None) -> str:
-    """Name this process, or another of this host, to people: host and process id."""
-    return f"{socket.gethostname()}:{pid or os.getpid()}"
 
 
 def _watch_nothing(_: Lease) -> None:
@@ -37,6 +32,8 @@ class Worker:
     jobs: Registry
     #: seconds between the signal to stop and the kill, where that is known
     grace: float | None = None
+    #: when it may claim, and go on
+    duty: Duty = field(default_factory=Duty)
 
     def work_next(self, *, queues: Collection[str] | None, stop: Stopping) -> Outcome | None:
         """Work one slice of whatever has waited longest; None when nothing could be claimed."""
@@ -57,25 +54,70 @@ class Worker:
         wake_no: int | None = None,
     ) -> Outcome | None:
         """
-        Claim a partition and work it; None when somebody else was quicker, or *wake_no* is not its newest wake-up.
+        Claim a partition and work it.
+
+        None when somebody else was quicker, *wake_no* is not its newest wake-up, or this worker is not to take it: it
+        is being drained, or must be free to be stopped, or the platform does not grant that it is left alone.
 
         Raises:
             JobNotFound: the job of the run is not registered in this process.
         """
         options = self.jobs[self.store.runs.load(run_id).job].options
+        with tied_to_main() as tie:
+            if is_sliced and not self._may_claim(run_id, number, options, tie):
+                return None
+            return self._claim_and_work(
+                run_id, number, options, tie, stop=stop, watch=watch, is_sliced=is_sliced, wake_no=wake_no
+            )
+
+    def _may_claim(self, run_id: RunId, number: int, options: Options, tie: Tie) -> bool:
+        duty = self.duty
+        if duty.notice.is_there:
+            return False
+        if duty.hours.max_protect is None and not tie.is_open:
+            return True
+        expected = self.store.leases.chunk_seconds(run_id, number) if options.interruptible else None
+        if not duty.is_protected(may_interrupt=options.interruptible, expected=expected):
+            return True
+        return not duty.hours.are_now and tie.ask() is not False
+
+    def _claim_and_work(
+        self,
+        run_id: RunId,
+        number: int,
+        options: Options,
+        tie: Tie,
+        *,
+        stop: Stopping,
+        watch: Callable[[Lease], None],
+        is_sliced: bool,
+        wake_no: int | None,
+    ) -> Outcome | None:
         name = worker_name()
         with self.store.database.changes.deferred() as claimed:
-            lease = self.store.leases.claim(run_id, number, worker=name, seconds=options.lease, wake_no=wake_no)
+            lease = self.store.leases.claim(
+                run_id,
+                number,
+                worker=name,
+                seconds=options.lease,
+                wake_no=wake_no,
+                working_seconds=self.duty.working,
+                is_protected=not options.interruptible,
+            )
         if lease is None:
             return None
+        tie.begins(is_protected=not options.interruptible, expected=lease.chunk_seconds, working=self.duty.working)
         around = Surroundings(
             store=self.store,
             sessions=self.sessions,
             worker=name,
-            stop=stop,
+            stop=self.duty.drained(stop) if is_sliced else stop,
             watch=watch,
             grace=self.grace,
             begun=claimed.tell,
+            tie=tie,
+            hours=self.duty.hours if is_sliced else ClosedHours(None),
+            working=self.duty.working,
         )
         return work_slice(
             lease,

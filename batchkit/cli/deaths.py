@@ -8,8 +8,8 @@ import threading
 import time
 
 from batchkit.app import BatchKit
+from batchkit.instance import worker_name
 from batchkit.suspicion import Death
-from batchkit.worker import worker_name
 
 _logger = logging.getLogger("batchkit")
 

@@ -9,7 +9,7 @@ import typer
 
 from batchkit.cli.ending import INTERRUPTED, UsageProblem
 from batchkit.cli.invocation import invocation
-from batchkit.cli.parent import end_with_parent
+from batchkit.cli.parent import PARENT_VARIABLE, end_with_parent
 
 
 def add_to(app: typer.Typer) -> None:
@@ -32,6 +32,7 @@ def work(
 ) -> None:
     """Work whatever is due, until SIGTERM or Ctrl-C. A second signal rolls the chunks in flight back."""
     # First of all: while the app is imported the parent may die.
+    is_child = PARENT_VARIABLE in os.environ
     end_with_parent(os.environ)
     from batchkit.queues.local import LocalQueue  # noqa: PLC0415  it brings SQLAlchemy
 
@@ -47,12 +48,19 @@ def work(
     if wanted > 1:
         from batchkit.cli.deaths import Deaths  # noqa: PLC0415  only here
         from batchkit.cli.pool import work_in_children  # noqa: PLC0415  only here
+        from batchkit.tracking import WorkerKind  # noqa: PLC0415  it brings SQLAlchemy
 
         kit.close()
         options = [part for name in queue or [] for part in ("--queue", name)]
         command = call.module_command("work", "--processes", "1", *options)
-        raise typer.Exit(work_in_children(command, wanted, deaths=Deaths(kit)))
+        tracker = kit.tracker()
+        tracker.start(WorkerKind("local", tuple(sorted(queue)) if queue else None, wanted))
+        try:
+            code = work_in_children(command, wanted, deaths=Deaths(kit))
+        finally:
+            tracker.stop()
+        raise typer.Exit(code)
     try:
-        kit.work(queues=queue or None)
+        kit.work(queues=queue or None, is_main=not is_child)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None

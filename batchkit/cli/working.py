@@ -14,12 +14,12 @@ from batchkit.cli.bar import Bar, Pace, Sight
 from batchkit.cli.ending import FAILED, INTERRUPTED, exit_code, one_line
 from batchkit.cli.showing import plain, speed, took
 from batchkit.errors import DatabaseUnavailable
+from batchkit.instance import worker_name
 from batchkit.model import Lease, Partition
 from batchkit.run import Run
 from batchkit.slicing import Ending
 from batchkit.states import RunState
 from batchkit.stopping import Stop, stopped_by_signals
-from batchkit.worker import worker_name
 
 if TYPE_CHECKING:
     from typing_extensions import Self

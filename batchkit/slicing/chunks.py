@@ -114,7 +114,13 @@ class ChunkWork:
         try:
             course.isolation.record(transaction, course.lease, [failed], done=0, is_wanted=is_wanted)
             checkpoint = Checkpoint(
-                cursor=failed.item.cursor, done=0, failed=1, carry=course.lease.carry, chunk_size=1, rate=course.rate
+                cursor=failed.item.cursor,
+                done=0,
+                failed=1,
+                carry=course.lease.carry,
+                chunk_size=1,
+                rate=course.rate,
+                chunk_seconds=course.lease.chunk_seconds,
             )
             moved, standing = transaction.checkpoint(course.around.store.leases, course.lease, checkpoint)
             transaction.commit()

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from batchkit.busy import is_interruptible
 from batchkit.caution import Caution
 from batchkit.cutting import Cutter
 from batchkit.errors import LeaseLost
@@ -18,6 +19,7 @@ from batchkit.lease_timer import LeaseTimer
 from batchkit.model import Lease
 from batchkit.sizing import AdaptiveSizing, FixedSizing, Sizing
 from batchkit.slicing.outcome import Ending, Outcome, Stopped, Surroundings
+from batchkit.slicing.protecting import Protecting
 from batchkit.stopping import Deadline
 from batchkit.store import ChunkTransaction, HeldConnection, KeptSession
 
@@ -27,6 +29,10 @@ _logger = logging.getLogger("batchkit")
 _ONE_WRITER_SECONDS = 0.2
 #: How much the last chunk counts in the rate that is shown.
 _RATE_WEIGHT = 0.3
+#: How much of what a chunk was expected to take is expected of the next one.
+_EXPECTED_DECAY = 0.95
+#: How many leases long a transaction that must not be stopped may wait for its function.
+_PROTECTED_IDLE_LEASES = 10
 
 
 class Course:
@@ -63,12 +69,22 @@ class Course:
         self.rate = 0.0
         #: what the item looked like that made the run fail
         self.failing_item: str | None = None
+        self.protecting = Protecting(
+            around.store,
+            cutter,
+            around.tie,
+            lambda: self.lease,
+            working=around.working if job.options.interruptible else None,
+        )
         self._items = 0
-        self._idle = lease.seconds
+        # What must not be stopped may wait long for others, and its connection must not be ended for that.
+        self._idle = lease.seconds * (1 if job.options.interruptible else _PROTECTED_IDLE_LEASES)
         self._cpu_at_checkpoint = time.process_time()
         self._chunk_began = self._cost_began = time.perf_counter()
         self._waited = 0.0
         self._after_commit: Sequence[Callable[[], object]] = ()
+        self._began_at = time.time()
+        self._checkpointed_at = time.perf_counter()
 
     # Whether to go on
 
@@ -77,13 +93,23 @@ class Course:
         Go on only if nothing is against it.
 
         Raises:
-            Stopped: the worker should stop.
+            Stopped: the worker should stop, or be free to be stopped for a while.
             LeaseLost: the timer has found the lease to be over.
         """
         if self.around.stop.requested:
             raise Stopped
+        if self.around.hours.have_begun_since(self._began_at) and self.is_protected:
+            raise Stopped("max_protect is over, and the worker free to be stopped for a while")
         if self.timer.is_lost:
             raise self.lease_lost()
+
+    @property
+    def is_protected(self) -> bool:
+        """Whether the worker must not be stopped while it works the next chunk, or nobody knows."""
+        options, around = self.job.options, self.around
+        return not is_interruptible(
+            is_protected=not options.interruptible, remaining=self.lease.chunk_seconds, working=around.working
+        )
 
     def should_stop(self) -> bool:
         """Whether the function should return soon."""
@@ -144,6 +170,16 @@ class Course:
         self.rate = rate if not self.rate else self.rate + _RATE_WEIGHT * (rate - self.rate)
         return self.rate
 
+    def chunk_seconds(self) -> float:
+        """
+        Say how long the next chunk is expected to take, at most.
+
+        That is how long this one took since the last checkpoint, waits included, or what longer ones before it took,
+        which counts less with each: half as much after fourteen.
+        """
+        took = time.perf_counter() - self._checkpointed_at
+        return max(took, (self.lease.chunk_seconds or 0.0) * _EXPECTED_DECAY)
+
     def calls_after_commit(self, calls: Sequence[Callable[[], object]]) -> None:
         """Keep what the function wants called once the chunk is known to be committed."""
         self._after_commit = calls
@@ -168,7 +204,9 @@ class Course:
         """Go on by a lease whose checkpoint is committed, with no item done by it."""
         self.lease = lease
         self._cpu_at_checkpoint = time.process_time()
+        self._checkpointed_at = time.perf_counter()
         self.timer.checkpointed()
+        self.around.tie.moved_on(lease.chunk_seconds)
 
     def may_be_idle_longer(self) -> None:
         """Give the next transactions more time in which nothing is asked of the database."""

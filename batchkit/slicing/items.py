@@ -114,7 +114,7 @@ class Items:
             carry=read_carry(course.lease.carry),
             stopping=course.should_stop,
             keys=lambda index: self._key(read, index),
-            protecting=course.cutter.protected,
+            protecting=course.protecting.protected,
             is_dry_run=course.lease.is_dry_run,
         )
 
@@ -140,6 +140,7 @@ class Items:
             carry=write_carry(chunk.carry),
             chunk_size=len(chunk),
             rate=self._course.measured(len(chunk)),
+            chunk_seconds=self._course.chunk_seconds(),
         )
 
     def _warn_of_moved_key(self) -> None:

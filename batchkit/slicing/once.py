@@ -85,6 +85,7 @@ class OnceWork:
                 chunk_size=len(read.pairs),
                 rate=course.rate,
                 doubt=course.isolation.doubt(read),
+                chunk_seconds=lease.chunk_seconds,
             )
             moved, _ = transaction.checkpoint(course.around.store.leases, course.lease, checkpoint)
             transaction.end_reading()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from batchkit.errors import BatchkitError
 from batchkit.model import Lease
 from batchkit.stopping import Stopping
 from batchkit.store import Sessions, Store
+from batchkit.tracking import FREE, ClosedHours, Tie
 
 
 class Ending(enum.Enum):
@@ -60,10 +61,19 @@ class Surroundings:
     #: called when the slice has begun, so that the lease is renewed meanwhile, with what says of an error that it
     #: interrupts the slice
     begun: Callable[[Callable[[BaseException], bool]], None] = _nothing
+    #: tells the worker's main process of the slice
+    tie: Tie = FREE
+    #: when no worker may be protected
+    hours: ClosedHours = field(default_factory=lambda: ClosedHours(None))
+    #: how long the worker may go on after a signal to stop
+    working: float | None = None
 
 
 class Stopped(Exception):
-    """The worker should stop: nothing is wrong, and nothing is open."""
+    """The worker should stop: nothing is wrong, and nothing is open. Without a *reason*, the one of the stop counts."""
+
+    def __init__(self, reason: str | None = None) -> None:
+        self.reason = reason
 
 
 class Declined(Exception):

@@ -40,7 +40,7 @@ def work_slice(lease: Lease, *, job: Definition, around: Surroundings, slice_tim
     after the lease was given back.
     """
     timer = LeaseTimer(around.store.leases, lease, chunk_timeout=job.options.chunk_timeout)
-    cutter = Cutter(around.stop, grace=around.grace)
+    cutter = Cutter(around.stop, grace=around.grace if job.options.interruptible else None)
     held = HeldConnection(around.store.database, lease.run_id)
     with timer, cutter, Caution(around.store, around.stop) as caution, closing(held):
         course = Course(
@@ -134,7 +134,7 @@ class _Slice:
         if isinstance(error, HeldBack):
             return endings.hold(course, error)
         if isinstance(error, Stopped):
-            return endings.interrupt(course, str(course.around.stop.reason))
+            return endings.interrupt(course, error.reason or str(course.around.stop.reason))
         if self._trials.is_away(error):
             course.held.discard()
             return endings.interrupt(course, "the database was away, or its lock was not to be had")

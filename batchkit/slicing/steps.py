@@ -25,7 +25,7 @@ class StepWork:
             held=course.held,
             stop=course.around.stop,
             should_stop=course.should_stop,
-            protecting=course.cutter.protected,
+            protecting=course.protecting.protected,
         )
 
     def close(self) -> None:
@@ -87,6 +87,7 @@ class StepWork:
                 carry=stepped.carry,
                 chunk_size=stepped.items,
                 rate=course.measured(stepped.items),
+                chunk_seconds=course.chunk_seconds(),
             )
             moved, standing = transaction.checkpoint(course.around.store.leases, course.lease, checkpoint)
             with self._trials.blaming_items(None):

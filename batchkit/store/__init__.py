@@ -12,6 +12,7 @@ from batchkit.store.clock import Clock
 from batchkit.store.database import Database, HeldConnection
 from batchkit.store.dialects import Server
 from batchkit.store.failures import Failures
+from batchkit.store.fleet import ATTEND_EVERY_SECONDS, Fleet
 from batchkit.store.health import Backlog, ClockOffset, Health
 from batchkit.store.leases import Leases
 from batchkit.store.outbox import Tx, after_commit, session_itself
@@ -24,6 +25,7 @@ from batchkit.store.tables import tables
 from batchkit.store.transaction import ChunkTransaction, KeptSession, Sessions
 
 __all__ = [
+    "ATTEND_EVERY_SECONDS",
     "Backlog",
     "Change",
     "ChunkTransaction",
@@ -31,6 +33,7 @@ __all__ = [
     "ClockOffset",
     "Database",
     "Failures",
+    "Fleet",
     "Health",
     "HeldConnection",
     "KeptSession",
@@ -62,6 +65,7 @@ class Store:
         self.suspects = Suspects(self.database)
         self.health = Health(self.database)
         self.rates = Rates(self.database)
+        self.fleet = Fleet(self.database)
 
     def connection_of(self, session: Session) -> Tx:
         """

@@ -21,6 +21,8 @@ from batchkit.suspicion import Death, Suspicion
 
 #: How long a living worker's lost lease may make the next ones, in seconds.
 _LONGEST_LEASE = 3600.0
+#: How many runs of a job say how long its chunks take.
+_RUNS_LOOKED_AT = 3
 
 
 class Leases:
@@ -61,13 +63,22 @@ class Leases:
             return list(tx.execute(statement).scalars())
 
     def claim(
-        self, run_id: RunId, number: int, *, worker: str, seconds: float, wake_no: int | None = None
+        self,
+        run_id: RunId,
+        number: int,
+        *,
+        worker: str,
+        seconds: float,
+        wake_no: int | None = None,
+        working_seconds: float | None = None,
+        is_protected: bool = False,
     ) -> Lease | None:
         """
         Take a partition for *seconds*, under a new fence; None when somebody else holds it or it is not workable.
 
         *worker* is shown to people; what decides is a random token made here. With *wake_no*, also None unless that is
-        the number of the partition's newest wake-up, and nobody has claimed with it.
+        the number of the partition's newest wake-up, and nobody has claimed with it. *working_seconds* is how long the
+        worker may go on after a signal to stop, *is_protected* that it must not be stopped.
         """
         with self._database.transaction() as tx:
             run = self._runs.lock(tx, run_id)
@@ -80,13 +91,35 @@ class Leases:
                 return None
             token = secrets.token_hex(16)
             claimed = tx.execute(
-                self._statements.claim(run_id, number, holder=token, worker=worker, seconds=seconds, wake_no=wake_no)
+                self._statements.claim(
+                    run_id,
+                    number,
+                    holder=token,
+                    worker=worker,
+                    seconds=seconds,
+                    wake_no=wake_no,
+                    chunk_seconds=self._chunk_seconds(tx, run["job"], before),
+                    working_seconds=working_seconds,
+                    is_protected=is_protected,
+                )
             )
             if before is None or claimed.rowcount != 1:
                 return None
             self._record_claim(tx, run, taken_from=before["worker"] if before["holder"] else None, worker=worker)
             lease = _lease(run, tx.execute(self._statements.read_partition(run_id, number)).mappings().one())
             return lease if lease.doubt is None else self._left_in_doubt(tx, lease)
+
+    def chunk_seconds(self, run_id: RunId, number: int) -> float | None:
+        """Say how long the next chunk of a partition is expected to take; None where nothing is known."""
+        with self._database.reading() as tx:
+            job = tx.execute(self._statements.job_of(run_id)).scalar_one_or_none()
+            before = tx.execute(self._statements.read_partition(run_id, number)).mappings().one_or_none()
+            return None if job is None else self._chunk_seconds(tx, job, before)
+
+    def protect(self, lease: Lease, *, is_protected: bool) -> bool:
+        """Write down whether the lease's holder must not be stopped; False when the lease is over."""
+        with self._database.transaction() as tx:
+            return tx.execute(self._statements.protect(lease, is_protected=is_protected)).rowcount == 1
 
     def plan(self, lease: Lease, plan: Plan) -> Lease:
         """
@@ -147,6 +180,7 @@ class Leases:
                 "chunk_size_": checkpoint.chunk_size,
                 "rate_": checkpoint.rate,
                 "doubt_": checkpoint.doubt,
+                "chunk_seconds_": checkpoint.chunk_seconds,
                 "lease_": lease.seconds,
             },
         )
@@ -161,6 +195,7 @@ class Leases:
             failed=lease.failed + checkpoint.failed,
             carry=checkpoint.carry,
             doubt=checkpoint.doubt,
+            chunk_seconds=checkpoint.chunk_seconds,
         )
         return moved, Standing(RunState(state), None if requested is None else Request(requested))
 
@@ -289,6 +324,14 @@ class Leases:
         """Read what each partition of items carries, and how many items were done, failed and left in doubt."""
         return [tuple(row) for row in tx.execute(self._statements.read_carries(lease.run_id))]
 
+    def _chunk_seconds(self, tx: Connection, job: str, before: RowMapping | None) -> float | None:
+        if before is not None and before["chunk_seconds"] is not None:
+            known: float = before["chunk_seconds"]
+            return known
+        # The first chunk of a run: what is known is how long those of the runs before it took.
+        seconds: float | None = tx.execute(self._statements.chunk_seconds_of(job, runs=_RUNS_LOOKED_AT)).scalar_one()
+        return seconds
+
     def _left_in_doubt(self, tx: Connection, lease: Lease) -> Lease:
         if lease.doubt is None:
             return lease
@@ -370,6 +413,7 @@ def _lease(run: RowMapping, row: RowMapping) -> Lease:
         # What is taken one at a time says nothing of the size.
         chunk_size=row["chunk_size"] if suspicion is None else suspicion.size or row["chunk_size"],
         suspicion=suspicion,
+        chunk_seconds=row["chunk_seconds"],
     )
 
 

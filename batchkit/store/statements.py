@@ -57,6 +57,7 @@ class Statements:
         self.partition = tables.partition
         self.transition = tables.transition
         self.failure = tables.failure
+        self.worker = tables.worker
         self.clock = clock
 
     # Starting and planning
@@ -210,6 +211,10 @@ class Statements:
         """Read a run's own row."""
         return select(self.run).where(self.run.c.id == run_id)
 
+    def job_of(self, run_id: RunId) -> Select[Any]:
+        """Read the name of a run's job."""
+        return select(self.run.c.job).where(self.run.c.id == run_id)
+
     def read_partition(self, run_id: RunId, number: int) -> Select[Any]:
         """Read a partition and whether its lease is live."""
         return select(self.partition, self._is_live().label("is_live")).where(
@@ -217,7 +222,17 @@ class Statements:
         )
 
     def claim(
-        self, run_id: RunId, number: int, *, holder: str, worker: str, seconds: float, wake_no: int | None = None
+        self,
+        run_id: RunId,
+        number: int,
+        *,
+        holder: str,
+        worker: str,
+        seconds: float,
+        wake_no: int | None = None,
+        chunk_seconds: float | None = None,
+        working_seconds: float | None = None,
+        is_protected: bool = False,
     ) -> Executable:
         """
         Take a partition that nobody holds, or whose holder's lease has ended, under a new fence.
@@ -244,7 +259,28 @@ class Statements:
             lease_expires_at=self.clock.after(lasts),
             wake_no=self.partition.c.wake_no + 1,
             resend_at=None,
+            claimed_at=self.clock.now(),
+            checkpointed_at=self.clock.now(),
+            chunk_seconds=chunk_seconds,
+            working_seconds=working_seconds,
+            is_protected=is_protected,
         )
+
+    def chunk_seconds_of(self, job: str, *, runs: int) -> Select[Any]:
+        """Give how long the chunks of the newest *runs* of a job were expected to take, at the most."""
+        run, partition = self.run.c, self.partition.c
+        newest = (
+            select(run.id)
+            .where(run.job == job, run.started_at.is_not(None))
+            .order_by(run.id.desc())
+            .limit(runs)
+            .subquery()
+        )
+        return select(func.max(partition.chunk_seconds)).join(newest, newest.c.id == partition.run_id)
+
+    def protect(self, lease: Lease, *, is_protected: bool) -> Executable:
+        """Write down whether the holder of a live lease must not be stopped."""
+        return update(self.partition).where(self._is_held_by(lease), self._is_live()).values(is_protected=is_protected)
 
     def renew(self, lease: Lease) -> Executable:
         """Push the end of a live lease forward, never backwards."""
@@ -294,6 +330,8 @@ class Statements:
                 chunk_size=bindparam("chunk_size_", type_=Integer),
                 rate=bindparam("rate_", type_=Float),
                 doubt=bindparam("doubt_", type_=Text),
+                checkpointed_at=self.clock.now(),
+                chunk_seconds=bindparam("chunk_seconds_", type_=Float),
                 lease_expires_at=self._renewed(bindparam("lease_", type_=Float)),
             )
         )
@@ -386,7 +424,7 @@ class Statements:
         partition = self.partition.c
         return (
             update(self.partition)
-            .where(partition.run_id == run_id, partition.worker == worker, self._is_live())
+            .where(partition.run_id == run_id, _unindexed(partition.worker) == worker, self._is_live())
             .values(lease_expires_at=self.clock.now())
         )
 

@@ -64,6 +64,7 @@ class Tables:
     partition: Table
     transition: Table
     failure: Table
+    worker: Table
 
 
 def _words(kind: type[RunState | Request | PartitionState | PartitionKind]) -> Enum:
@@ -175,9 +176,19 @@ def tables(schema: str | None = None) -> Tables:
         Column("in_doubt", BigInteger, nullable=False, server_default="0"),
         # What is known of a place that workers died at, as JSON; empty nearly everywhere.
         Column("suspicion", LONG_TEXT),
+        # Since when its holder has it, and when that has moved it on last; a renewal of the lease is no sign of that.
+        Column("claimed_at", UtcTime),
+        Column("checkpointed_at", UtcTime),
+        # How long a chunk is expected to take, how long its holder may go on after a signal to stop (empty where nobody
+        # said), and whether the holder must not be stopped at all.
+        Column("chunk_seconds", DOUBLE),
+        Column("working_seconds", DOUBLE),
+        Column("is_protected", Boolean, nullable=False, server_default=false()),
         PrimaryKeyConstraint("run_id", "number"),
         ForeignKeyConstraint(["run_id"], [run.c.id], ondelete="CASCADE"),
         Index("ix_batchkit_partition_due", "state", "due_at"),
+        # Finds what is held among all that is not; a checkpoint does not change it.
+        Index("ix_batchkit_partition_worker", "worker"),
         **MYSQL_OPTIONS,
     )
     transition = Table(
@@ -217,4 +228,22 @@ def tables(schema: str | None = None) -> Tables:
         Index("ix_batchkit_failure_retried_by", "retried_by", "id"),
         **MYSQL_OPTIONS,
     )
-    return Tables(metadata=metadata, run=run, partition=partition, transition=transition, failure=failure)
+    worker = Table(
+        "batchkit_worker",
+        metadata,
+        # Its main process, which is the one that a platform signals.
+        Column("name", _NAME, primary_key=True),
+        # What a platform starts and stops as one.
+        Column("instance", _NAME, nullable=False),
+        Column("kind", String(16), nullable=False),
+        # A JSON list of their names; empty where it works for all.
+        Column("queues", LONG_TEXT),
+        Column("slots", Integer, nullable=False),
+        Column("started_at", UtcTime, nullable=False),
+        Column("seen_at", UtcTime, nullable=False),
+        Column("draining_at", UtcTime),
+        **MYSQL_OPTIONS,
+    )
+    return Tables(
+        metadata=metadata, run=run, partition=partition, transition=transition, failure=failure, worker=worker
+    )

@@ -13,6 +13,7 @@ from sqlalchemy import URL, Engine
 
 from batchkit.app import BatchKit
 from batchkit.durations import Duration, seconds
+from batchkit.instance import worker_name
 from batchkit.job import JOBS, Startable
 from batchkit.states import RunState
 from batchkit.testing.databases import emptied_database
@@ -21,7 +22,6 @@ from batchkit.testing.naming import module_of_job, name_of
 from batchkit.testing.processes import NoEnd, Processes
 from batchkit.testing.snapshots import Snapshot, differences
 from batchkit.testing.trial import Kill, Orders, Report
-from batchkit.worker import worker_name
 
 _NO_PARAMS: Mapping[str, object] = {}
 

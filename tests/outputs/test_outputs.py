@@ -19,9 +19,9 @@ from sqlalchemy import Engine, create_engine
 
 from batchkit import BatchKit, Chunk, Finish, Run, RunState, batched, span
 from batchkit.errors import OutputExists, OutputLost, OutputUnusable, RunFailed
+from batchkit.instance import worker_name
 from batchkit.outputs import csv_file, json_lines_file, publish
 from batchkit.testing import crash_test, go_on, interrupt_after, restart_after_every_chunk, run_inline
-from batchkit.worker import worker_name
 from tests.outputs import jobs
 from tests.waiting import eventually
 

@@ -15,12 +15,12 @@ import pytest
 
 from batchkit import Adaptive, BatchKit, Chunk, Finish, Run, RunState, span
 from batchkit.errors import NothingToSkip
+from batchkit.instance import worker_name
 from batchkit.queues import LocalQueue
 from batchkit.states import FINAL
 from batchkit.stopping import Stop, stopped_by_signals
 from batchkit.store import Clock
 from batchkit.suspicion import Death, Suspicion
-from batchkit.worker import worker_name
 from tests.slices.conftest import Ledger, job, write
 from tests.waiting import eventually
 

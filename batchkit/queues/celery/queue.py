@@ -12,6 +12,7 @@ from kombu.utils import json
 
 from batchkit.delivery import MOST_HOPS, Kit
 from batchkit.errors import InvalidQueue
+from batchkit.instance import worker_name
 from batchkit.job import Definition
 from batchkit.model import WakeUp
 from batchkit.queues.celery.message import (
@@ -30,7 +31,7 @@ from batchkit.queues.celery.shutdown import is_stopping
 from batchkit.queues.celery.sweeper import Sweeper
 from batchkit.suspicion import Death
 from batchkit.telling import Telling
-from batchkit.worker import worker_name
+from batchkit.tracking import Tracker, WorkerKind
 
 if TYPE_CHECKING:
     from celery import Celery, Signature, Task
@@ -62,6 +63,7 @@ class CeleryQueue:
         self._kit: Kit | None = None
         self._told: dict[str, Telling] = {}
         self._sweeper: Sweeper | None = None
+        self._tracker: Tracker | None = None
 
     @property
     def app(self) -> Celery:
@@ -78,6 +80,7 @@ class CeleryQueue:
         else:
             # After the app's own tasks, so that `@app.task` over a job keeps the name and its options.
             self._app.on_after_finalize.connect(self._register_all, weak=False)
+        signals.worker_init.connect(self._on_worker_init, weak=False)
         signals.worker_process_init.connect(self._on_child_begins, weak=False)
         signals.worker_ready.connect(self._on_worker_ready, weak=False)
         signals.worker_shutdown.connect(self._on_worker_shutdown, weak=False)
@@ -247,8 +250,16 @@ class CeleryQueue:
                 # What Celery did for the others a moment ago
                 task.__trace__ = build_tracer(task.name, task, app.loader, sender, app=app)
 
+    def _on_worker_init(self, sender: Any, **_: Any) -> None:  # noqa: ANN401
+        if sender.app is self._app:
+            self._tracker = self._attached.tracker()
+            # Before the children are started, which are to find it.
+            self._tracker.listen()
+
     def _on_worker_ready(self, sender: Any, **_: Any) -> None:  # noqa: ANN401
         if sender.app is self._app:
+            if self._tracker is not None:
+                self._tracker.start(self._kind_of(sender))
             self._sweeper = Sweeper(self._attached.recover)
             self._sweeper.start()
             for task in self._app.tasks.values():
@@ -258,6 +269,14 @@ class CeleryQueue:
     def _on_worker_shutdown(self, sender: Any, **_: Any) -> None:  # noqa: ANN401
         if sender.app is self._app and self._sweeper is not None:
             self._sweeper.stop()
+        if sender.app is self._app and self._tracker is not None:
+            self._tracker.stop()
+
+    def _kind_of(self, consumer: Any) -> WorkerKind:  # noqa: ANN401
+        """Say what kind of worker this is; Celery calls its default queue as it likes."""
+        default = self._app.conf.task_default_queue
+        names = [_DEFAULT if name == default else str(name) for name in self._app.amqp.queues.consume_from]
+        return WorkerKind("celery", tuple(sorted(names)), int(getattr(consumer.pool, "limit", None) or 1))
 
     def _on_received(self, sender: Any, request: Any, **_: Any) -> None:  # noqa: ANN401, ARG002  Celery's arguments
         """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import random
 import threading
@@ -11,10 +10,10 @@ import time
 from collections.abc import Callable
 
 from batchkit.errors import BatchkitError
+from batchkit.forking import ForkGuard
 
 _logger = logging.getLogger("batchkit")
 _EVERY_SECONDS = 5.0
-_FORK_WAITS_SECONDS = 2.0
 _MOST_FAILED = 1000
 
 
@@ -32,13 +31,8 @@ class Sweeper:
         #: steps that failed, to be tried again after the next sweep
         self._failed: list[Callable[[], object]] = []
         self._stopping = threading.Event()
-        self._at_work = threading.Lock()
-        self._waits_for_fork = False
-        self._process = os.getpid()
+        self._guard = ForkGuard()
         self._thread = threading.Thread(target=self._run, name="batchkit-sweeper", daemon=True)
-        os.register_at_fork(
-            before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._after_fork_in_child
-        )
 
     def start(self) -> None:
         """Begin."""
@@ -80,7 +74,7 @@ class Sweeper:
             self._do(step)
 
     def _try(self, step: Callable[[], object]) -> bool:
-        with self._at_work:
+        with self._guard.at_work():
             try:
                 step()
             except BatchkitError as error:
@@ -96,15 +90,3 @@ class Sweeper:
             return self._todo.get(timeout=max(0.0, until - time.monotonic()))
         except queue.Empty:
             return None
-
-    def _before_fork(self) -> None:
-        if os.getpid() == self._process:
-            self._waits_for_fork = self._at_work.acquire(timeout=_FORK_WAITS_SECONDS)
-
-    def _after_fork(self) -> None:
-        if os.getpid() == self._process and self._waits_for_fork:
-            self._at_work.release()
-
-    def _after_fork_in_child(self) -> None:
-        # The parent's lock may be held here for ever, and nobody sweeps in a child.
-        self._at_work = threading.Lock()

@@ -18,8 +18,8 @@ from redis.exceptions import RedisError
 from rq.job import Job
 
 from batchkit.delivery import Kit
+from batchkit.instance import worker_name
 from batchkit.suspicion import Death
-from batchkit.worker import worker_name
 
 _logger = logging.getLogger("batchkit")
 _KEPT = timedelta(days=1)

@@ -1,15 +1,12 @@
-"""Hooks: what is called when a run starts, is interrupted, paused, resumed, or ends."""
+"""Hooks that are called when a run starts, is interrupted, paused, resumed, or ends."""
 
 from __future__ import annotations
 
 import enum
-import inspect
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import cast
 
-from batchkit.errors import InvalidHook
 from batchkit.model import Progress, RunError, RunId
 from batchkit.states import RunState
 from batchkit.values import loads
@@ -109,42 +106,3 @@ def happened(before: RunState, after: RunState, *, is_interruption: bool, is_fir
     if after is RunState.QUEUED:
         return Happening.RESUMED
     return Happening(after.value)
-
-
-def checked_hooks(hooks: object) -> tuple[RunHook, ...]:
-    """
-    Refuse what would never be called.
-
-    Raises:
-        InvalidHook: it is no hook, or has a public method that none of the events calls.
-    """
-    if not isinstance(hooks, Iterable):
-        name = hooks.__name__ if isinstance(hooks, type) else type(hooks).__name__
-        raise InvalidHook(f"hooks is a list of hooks: hooks=[{name}()], got {hooks!r}")
-    return tuple(_checked(hook) for hook in hooks)
-
-
-def _checked(hook: object) -> RunHook:
-    kind = hook if isinstance(hook, type) else type(hook)
-    if not isinstance(hook, RunHook):
-        mend = f"{kind.__name__}()" if isinstance(hook, type) and issubclass(hook, RunHook) else "an object of it"
-        raise InvalidHook(f"{hook!r} is no hook; derive a class from batchkit.hooks.RunHook and give {mend}")
-    known = [each.value for each in Happening]
-    wrong = [name for name in dir(kind) if not name.startswith("_") and callable(getattr(kind, name))]
-    wrong = [name for name in wrong if name not in known]
-    if wrong:
-        raise InvalidHook(
-            f"nothing calls {kind.__name__}.{wrong[0]}: the methods of a hook are {', '.join(known)}; "
-            f"let the names of its other methods begin with an underscore"
-        )
-    for name in known:
-        method = getattr(hook, name)
-        if inspect.iscoroutinefunction(method) or inspect.isgeneratorfunction(method):
-            raise InvalidHook(f"{kind.__name__}.{name} is a coroutine or a generator, so calling it would do nothing")
-        try:
-            inspect.signature(method).bind(None)
-        except TypeError:
-            raise InvalidHook(
-                f"{kind.__name__}.{name} cannot be called with an event; write `def {name}(self, event: RunEvent)`"
-            ) from None
-    return hook

@@ -1,0 +1,222 @@
+"""The fleet: which workers are there, what each holds, and what waits for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Float, delete, func, insert, literal, select, update
+from sqlalchemy.engine import RowMapping
+from sqlalchemy.sql.base import Executable
+from sqlalchemy.sql.selectable import Select
+
+from batchkit.busy import (
+    Busy,
+    BusySlice,
+    PresentWorker,
+    Waiting,
+    is_interruptible,
+    remaining_seconds,
+    summed_up,
+)
+from batchkit.model import RunId
+from batchkit.states import WORKABLE, PartitionState
+from batchkit.store.database import Database
+from batchkit.store.statements import Statements
+
+#: How often a worker says that it is there, and for how long it counts as there after that.
+ATTEND_EVERY_SECONDS = 10.0
+_PRESENT_SECONDS = 35.0
+#: A worker that was killed leaves its row behind; it is shown to nobody, and removed by one that comes later.
+_FORGOTTEN_SECONDS = 3600.0
+
+
+class FleetStatements(Statements):
+    """The statements about workers, and about what they hold."""
+
+    def held(self) -> Select[Any]:
+        """Read what is held by a live lease."""
+        run, partition = self.run.c, self.partition.c
+        return (
+            select(
+                run.id.label("run_id"),
+                run.job,
+                run.queue,
+                partition.number,
+                partition.worker,
+                partition.claimed_at,
+                partition.checkpointed_at,
+                partition.chunk_seconds,
+                partition.working_seconds,
+                partition.is_protected,
+                self.clock.now().label("read_at"),
+            )
+            .join(self.run, run.id == partition.run_id)
+            .where(partition.worker.is_not(None), self._is_live())
+            .order_by(run.queue, partition.worker, run.id, partition.number)
+        )
+
+    def waiting(self) -> Select[Any]:
+        """Count what waits for a worker, by queue, and since when."""
+        run, partition = self.run.c, self.partition.c
+        since = func.coalesce(partition.lease_expires_at, partition.due_at, type_=partition.due_at.type)
+        return (
+            select(run.queue, func.count().label("ready"), func.min(since).label("since"))
+            .join(self.run, run.id == partition.run_id)
+            .where(
+                partition.state == PartitionState.OPEN,
+                partition.due_at <= self.clock.now(),
+                self._is_free(),
+                run.state.in_(WORKABLE),
+                run.requested.is_(None),
+            )
+            .group_by(run.queue)
+        )
+
+    def held_on(self, instance: str) -> Select[Any]:
+        """Count the live leases of the processes of an instance."""
+        worker = self.partition.c.worker
+        return select(func.count()).where(worker.startswith(f"{instance}:", autoescape=True), self._is_live())
+
+    def present(self) -> Select[Any]:
+        """Read the workers that have said lately that they are there."""
+        worker = self.worker.c
+        return (
+            select(self.worker)
+            .where(worker.seen_at > self._ago(_PRESENT_SECONDS))
+            .order_by(worker.instance, worker.name)
+        )
+
+    def insert_worker(
+        self, name: str, *, instance: str, kind: str, queues: Sequence[str] | None, slots: int
+    ) -> Executable:
+        """Write down that a worker is there."""
+        return insert(self.worker).values(
+            name=name,
+            instance=instance,
+            kind=kind,
+            queues=None if queues is None else json.dumps(list(queues)),
+            slots=slots,
+            started_at=self.clock.now(),
+            seen_at=self.clock.now(),
+        )
+
+    def attend(self, name: str) -> Executable:
+        """Write down that a worker is still there."""
+        return update(self.worker).where(self.worker.c.name == name).values(seen_at=self.clock.now())
+
+    def read_draining(self, name: str) -> Select[Any]:
+        """Read since when a worker is to take nothing more."""
+        return select(self.worker.c.draining_at).where(self.worker.c.name == name)
+
+    def drain(self, instance: str) -> Executable:
+        """Ask the workers of an instance to take nothing more."""
+        return (
+            update(self.worker)
+            .where(self.worker.c.instance == instance, self.worker.c.seen_at > self._ago(_PRESENT_SECONDS))
+            .values(draining_at=self.clock.now())
+        )
+
+    def remove_worker(self, name: str) -> Executable:
+        """Forget a worker."""
+        return delete(self.worker).where(self.worker.c.name == name)
+
+    def forgotten(self) -> Select[Any]:
+        """Find workers that have said nothing for long."""
+        return select(self.worker.c.name).where(self.worker.c.seen_at <= self._ago(_FORGOTTEN_SECONDS))
+
+    def read_now(self) -> Select[Any]:
+        """Read the clock."""
+        return select(self.clock.after(literal(0.0, Float)))
+
+
+class Fleet:
+    """The workers of one database, and what they hold by live leases: one that was killed drops out with them."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._statements = FleetStatements(database.tables, database.clock)
+
+    def busy(self, queues: Sequence[str] = ()) -> Busy:
+        """Read who is busy with what, and what waits; *queues* are among the answer though they be empty."""
+        with self._database.reading() as tx:
+            held = tx.execute(self._statements.held()).mappings().all()
+            waiting = tx.execute(self._statements.waiting()).all()
+            present = tx.execute(self._statements.present()).mappings().all()
+            read_at = tx.execute(self._statements.read_now()).scalar_one()
+        return summed_up(
+            read_at,
+            queues=queues,
+            waiting=[Waiting(queue, ready, since) for queue, ready, since in waiting],
+            slices=[_slice(row) for row in held],
+            workers=[_worker(row) for row in present],
+        )
+
+    def held_on(self, instance: str) -> int:
+        """Count the live leases of an instance's processes."""
+        with self._database.reading() as tx:
+            return int(tx.execute(self._statements.held_on(instance)).scalar_one())
+
+    def attend(self, name: str, *, instance: str, kind: str, queues: Sequence[str] | None, slots: int) -> bool:
+        """Say that a worker is there; give whether it is to take nothing more."""
+        with self._database.transaction() as tx:
+            if tx.execute(self._statements.attend(name)).rowcount != 1:
+                # It is new here, and removes the dead one by one: a range of rows would lock its neighbours.
+                for dead in tx.execute(self._statements.forgotten()).scalars().all():
+                    tx.execute(self._statements.remove_worker(dead))
+                tx.execute(
+                    self._statements.insert_worker(name, instance=instance, kind=kind, queues=queues, slots=slots)
+                )
+                return False
+            return tx.execute(self._statements.read_draining(name)).scalar_one_or_none() is not None
+
+    def leave(self, name: str) -> None:
+        """Say that a worker is not there any more."""
+        with self._database.transaction() as tx:
+            tx.execute(self._statements.remove_worker(name))
+
+    def drain(self, instance: str) -> int:
+        """Ask the workers of an instance to take nothing more, which they see when they attend; give how many."""
+        with self._database.transaction() as tx:
+            return tx.execute(self._statements.drain(instance)).rowcount
+
+
+def instance_of(worker: str) -> str:
+    """Give the instance that a worker's name says."""
+    return worker.rpartition(":")[0] or worker
+
+
+def _slice(row: RowMapping) -> BusySlice:
+    # A lease that was claimed before there were these columns knows nothing of itself.
+    since = row["claimed_at"] or row["read_at"]
+    checkpointed_at = row["checkpointed_at"] or since
+    elapsed = (row["read_at"] - checkpointed_at).total_seconds()
+    remaining = remaining_seconds(row["chunk_seconds"], elapsed)
+    return BusySlice(
+        run_id=RunId(row["run_id"]),
+        job=row["job"],
+        queue=row["queue"],
+        partition=row["number"],
+        worker=row["worker"],
+        instance=instance_of(row["worker"]),
+        since=since,
+        checkpointed_at=checkpointed_at,
+        remaining=remaining,
+        is_interruptible=is_interruptible(
+            is_protected=bool(row["is_protected"]), remaining=remaining, working=row["working_seconds"]
+        ),
+    )
+
+
+def _worker(row: RowMapping) -> PresentWorker:
+    return PresentWorker(
+        name=row["name"],
+        instance=row["instance"],
+        kind=row["kind"],
+        queues=None if row["queues"] is None else tuple(json.loads(row["queues"])),
+        slots=row["slots"],
+        started_at=row["started_at"],
+        seen_at=row["seen_at"],
+        is_draining=row["draining_at"] is not None,
+    )
