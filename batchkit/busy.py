@@ -146,6 +146,56 @@ def summed_up(
     )
 
 
+def busy_facts(busy: Busy) -> dict[str, object]:
+    """Give all of it as JSON values; programs depend on the names. Durations are in seconds, moments in ISO 8601."""
+    return {
+        "read_at": busy.read_at.isoformat(),
+        "queues": {each.queue: queue_facts(each) for each in busy.queues},
+        "slices": [
+            {
+                "run_id": each.run_id,
+                "job": each.job,
+                "queue": each.queue,
+                "partition": each.partition,
+                "worker": each.worker,
+                "instance": each.instance,
+                "since": each.since.isoformat(),
+                "checkpointed_at": each.checkpointed_at.isoformat(),
+                "remaining": each.remaining,
+                "interruptible": each.is_interruptible,
+            }
+            for each in busy.slices
+        ],
+        "workers": [
+            {
+                "name": each.name,
+                "instance": each.instance,
+                "kind": each.kind,
+                "queues": None if each.queues is None else list(each.queues),
+                "slots": each.slots,
+                "started_at": each.started_at.isoformat(),
+                "seen_at": each.seen_at.isoformat(),
+                "draining": each.is_draining,
+            }
+            for each in busy.workers
+        ],
+    }
+
+
+def queue_facts(queue: QueueBusy) -> dict[str, object]:
+    """Give one queue as JSON values."""
+    waiting = queue.oldest_waiting
+    return {
+        "workers": queue.workers,
+        "busy": queue.busy,
+        "interruptible": queue.interruptible,
+        "protected": queue.protected,
+        "ready": queue.ready,
+        "wanted": queue.wanted,
+        "oldest_waiting": None if waiting is None else waiting.total_seconds(),
+    }
+
+
 def _of_queue(
     name: str,
     read_at: datetime,

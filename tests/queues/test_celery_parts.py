@@ -12,12 +12,12 @@ import pytest
 from celery import Celery, signals
 from celery.exceptions import Retry
 
-from batchkit import BatchKit, span
+from batchkit import BatchKit, forking, span
 from batchkit.job import JOBS
 from batchkit.queues import CeleryQueue
-from batchkit.queues.celery import sweeper as sweeping
+from batchkit.queues import sweeper as sweeper_module
 from batchkit.queues.celery.message import CeleryMessage
-from batchkit.queues.celery.sweeper import Sweeper
+from batchkit.queues.sweeper import Sweeper
 from tests.slices.conftest import job, write
 from tests.waiting import eventually
 
@@ -30,7 +30,7 @@ def app() -> Iterator[Celery]:
 
 
 def test_a_child_of_a_child_does_not_wait_for_the_sweeper_of_its_grandparent(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sweeping, "_FORK_WAITS_SECONDS", 0.01)
+    monkeypatch.setattr(forking, "_FORK_WAITS_SECONDS", 0.01)
     is_swept = threading.Event()
     is_sweeping = threading.Event()
 
@@ -45,7 +45,7 @@ def test_a_child_of_a_child_does_not_wait_for_the_sweeper_of_its_grandparent(mon
         child = os.fork()
         if not child:
             # For ever, if it were waited for.
-            monkeypatch.setattr(sweeping, "_FORK_WAITS_SECONDS", 3600.0)
+            monkeypatch.setattr(forking, "_FORK_WAITS_SECONDS", 3600.0)
             grandchild = os.fork()
             if grandchild:
                 os.waitpid(grandchild, 0)
@@ -57,7 +57,7 @@ def test_a_child_of_a_child_does_not_wait_for_the_sweeper_of_its_grandparent(mon
 
 
 def test_a_step_that_fails_is_done_again_after_the_next_sweep(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sweeping, "_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(sweeper_module, "_EVERY_SECONDS", 0.01)
     tries: list[int] = []
 
     def step() -> None:

@@ -28,7 +28,7 @@ from batchkit.queues.celery.message import (
 )
 from batchkit.queues.celery.request import SliceRequest
 from batchkit.queues.celery.shutdown import is_stopping
-from batchkit.queues.celery.sweeper import Sweeper
+from batchkit.queues.sweeper import Sweeper
 from batchkit.suspicion import Death
 from batchkit.telling import Telling
 from batchkit.tracking import Tracker, WorkerKind

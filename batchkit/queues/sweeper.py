@@ -1,4 +1,4 @@
-"""Sweeping inside a Celery worker's main process."""
+"""Sweeping inside the main process of a worker."""
 
 from __future__ import annotations
 
