@@ -118,7 +118,7 @@ def settings() -> dict[str, str]:
 
 
 @pytest.fixture
-def fleet(
+def fleet(  # noqa: PLR0917  fixtures
     request: pytest.FixtureRequest,
     kind: str,
     hook: str,
