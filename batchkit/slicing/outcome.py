@@ -30,6 +30,8 @@ class Ending(enum.Enum):
     HELD = "held"
     #: this worker's code does not fit the run; it was left to others
     DECLINED = "declined"
+    #: nothing was claimed: this worker is being drained, or its platform does not promise to leave it alone
+    LEFT = "left"
 
 
 @dataclass(frozen=True, slots=True)

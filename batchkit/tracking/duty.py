@@ -30,7 +30,12 @@ class ClosedHours:
     @property
     def are_now(self) -> bool:
         """Whether it is such a time."""
-        return self.max_protect is not None and time.time() % self.max_protect < self._closed
+        return self.seconds_left > 0
+
+    @property
+    def seconds_left(self) -> float:
+        """How long it is such a time yet."""
+        return max(0.0, self._closed - time.time() % self.max_protect) if self.max_protect is not None else 0.0
 
     def have_begun_since(self, began_at: float) -> bool:
         """Tell whether such a time has begun since *began_at*, a moment of `time.time()`."""
