@@ -1,7 +1,8 @@
 """
 Scale a fleet down at random by its reports, and count what that has cost.
 
-    python -m tests.scale_down [--kind celery|rq] [--rule fleet|instance|granted] [--stops 100] [--minutes 10] [--json]
+    python -m tests.scale_down [--kind celery|rq] [--rule fleet|instance|granted|blind] [--stops 100] [--minutes 15]
+                               [--job NAME] [--stock] [--scale-in] [--workers 4] [--seed N] [--json]
 
 Ends with 1 if an item was lost or done twice, a part that must not be cut short was, or a report called a worker free
 that was not. The seed decides whom the platform stops, and when; what that hits is up to the processes.
@@ -24,8 +25,9 @@ from pathlib import Path
 from batchkit.grace import working_seconds
 from tests.scale_down import ledger
 from tests.scale_down.fleet import Fleet
-from tests.scale_down.platform import EachInstance, Granted, Rule, WholeFleet
+from tests.scale_down.platform import Blind, EachInstance, Granted, Rule, WholeFleet
 from tests.scale_down.simulator import Result, Simulation
+from tests.scale_down.work import Batchkit, Stock
 from tests.servers.postgres import PostgresServer
 from tests.servers.redis import RedisServer
 
@@ -70,19 +72,29 @@ def simulate(asked: argparse.Namespace, env: dict[str, str], folder: Path, seed:
     ledger.metadata.create_all(app.engine)
     app.kit.migrate()
     fleet = Fleet(asked.kind, folder=folder, env=env, grace=GRACE_SECONDS)
-    rules: dict[str, Rule] = {"fleet": WholeFleet(), "instance": EachInstance(), "granted": Granted(str(folder))}
+    chance = random.Random(seed)
+    jobs = tuple(job for job in app.JOBS if not asked.job or job.name in asked.job)
+    batchkit, stock = Batchkit(app.kit, jobs, chance), Stock(asked.kind, app.app, app.broker, app.kit, app.engine)
+    rules: dict[str, Rule] = {
+        "blind": Blind(),
+        "fleet": WholeFleet(),
+        "instance": EachInstance(),
+        "granted": Granted(str(folder)),
+    }
     simulation = Simulation(
-        app.kit,
-        tuple(job for job in app.JOBS if not asked.job or job.name in asked.job),
+        stock if asked.stock else batchkit,
         app.engine,
         fleet,
         rules[asked.rule],
         workers=asked.workers,
         working=working_seconds(GRACE_SECONDS),
-        chance=random.Random(seed),
+        chance=chance,
     )
     try:
-        result = simulation.run(stops=asked.stops, minutes=asked.minutes)
+        if asked.scale_in:
+            result = simulation.scale_in(minutes=asked.minutes)
+        else:
+            result = simulation.run(stops=asked.stops, minutes=asked.minutes)
         if result.problems:
             print(fleet.logs(), file=sys.stderr)
         return result
@@ -95,13 +107,15 @@ def simulate(asked: argparse.Namespace, env: dict[str, str], folder: Path, seed:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.scale_down")
     parser.add_argument("--kind", choices=("celery", "rq"), default="celery")
-    parser.add_argument("--rule", choices=("fleet", "instance", "granted"), default="instance")
+    parser.add_argument("--rule", choices=("fleet", "instance", "granted", "blind"), default="instance")
     parser.add_argument("--stops", type=int, default=100)
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--job", action="append")
     parser.add_argument("--max-protect", type=float, default=20)
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--stock", action="store_true", help="stock tasks and the stock adapter's reports")
+    parser.add_argument("--scale-in", action="store_true", help="come down to one worker, and tell how long it took")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 

@@ -82,6 +82,11 @@ def must_stay(chunk: Chunk[int], batch: int) -> None:
 JOBS = (may_be_stopped, has_sections, must_stay)
 
 
+def stock_rq(batch: int) -> None:
+    """Do what `stock` does, on RQ."""
+    stock.run(batch)
+
+
 @app.task(name="stock", acks_late=True, reject_on_worker_lost=True)
 def stock(batch: int) -> None:
     """Do a batch as people do without batchkit: item by item, each committed, and from the beginning after a death."""

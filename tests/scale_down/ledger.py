@@ -73,6 +73,13 @@ def times(engine: Engine, batches: list[int]) -> Counter[int]:
         return Counter({row.times: row.items for row in connection.execute(statement)})
 
 
+def unfinished(engine: Engine, batches: list[int]) -> int:
+    """Count the *batches* of which an item was never done."""
+    statement = select(func.count(item.c.batch.distinct())).where(item.c.batch.in_(batches), item.c.times == 0)
+    with engine.connect() as connection:
+        return int(connection.execute(statement).scalar_one())
+
+
 def sections(engine: Engine) -> list[Section]:
     """Give all parts that must not be cut short, in the order of their beginning."""
     columns = (section.c.worker, section.c.began_at, section.c.ended_at)

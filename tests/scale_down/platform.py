@@ -33,6 +33,14 @@ class WholeFleet:
         return None if busy else chance.choice(instances)
 
 
+class Blind:
+    """As a platform that nobody tells of anything: anybody, at any time."""
+
+    def victim(self, report: Busy, instances: Sequence[str], chance: random.Random) -> str | None:
+        """Give one."""
+        return chance.choice(instances)
+
+
 class EachInstance:
     """As a Kubernetes that is told of deletion costs: an idle one goes first, then one that may be interrupted."""
 

@@ -7,19 +7,16 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import Engine
 
-from batchkit import Run, RunState
 from batchkit.busy import Busy
 from batchkit.errors import BatchkitError
-from batchkit.states import FINAL
 from tests.scale_down import ledger
 from tests.scale_down.fleet import Fleet
 from tests.scale_down.platform import Rule
+from tests.scale_down.work import ITEMS, Work
 
-ITEMS = 60
 _SETTLE_SECONDS = 180.0
 
 
@@ -31,7 +28,7 @@ class Result:
     refusals: int = 0
     stops: int = 0
     ends: dict[str, int] = field(default_factory=dict)
-    runs: int = 0
+    batches: int = 0
     items: int = 0
     lost: int = 0
     doubled: int = 0
@@ -41,6 +38,8 @@ class Result:
     false_idle: int = 0
     #: the longest time for which nobody could be stopped
     longest_refusal: float = 0.0
+    #: how many seconds it took to come down to one worker; None where that was never allowed
+    scaled_in_after: float | None = None
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -62,8 +61,7 @@ class Simulation:
 
     def __init__(
         self,
-        kit: Any,
-        jobs: tuple[Any, ...],
+        work: Work,
         engine: Engine,
         fleet: Fleet,
         rule: Rule,
@@ -73,8 +71,7 @@ class Simulation:
         chance: random.Random,
         report_every: float = 0.7,
     ) -> None:
-        self._kit = kit
-        self._jobs = jobs
+        self._work = work
         self._engine = engine
         self._fleet = fleet
         self._rule = rule
@@ -82,8 +79,8 @@ class Simulation:
         self._working = working
         self._chance = chance
         self._report_every = report_every
-        self._runs: list[Run] = []
         self._batches = 0
+        self._unfinished = 0
         self._samples: deque[Sample] = deque(maxlen=100_000)
         self._report: Busy | None = None
         self._reports_at = 0.0
@@ -97,9 +94,26 @@ class Simulation:
         while self.result.stops < stops and time.monotonic() < ends_at:
             self._keep_up()
             if time.monotonic() >= decides_at:
-                self._decide()
+                self._decide(self._workers - 1)
                 decides_at = time.monotonic() + self._chance.expovariate(1 / 0.6)
             time.sleep(0.05)
+        self._settle()
+        self._count()
+        return self.result
+
+    def scale_in(self, *, minutes: float) -> Result:
+        """Stop one worker after the other, as soon as that is allowed, until one is left; then count."""
+        while not self._is_up(self._workers):
+            self._keep_up()
+            time.sleep(0.05)
+        began = time.monotonic()
+        while len(self._fleet.instances) > 1 and time.monotonic() - began < minutes * 60:
+            # The same load for all that are left
+            self._keep_load()
+            if self._read_report():
+                self._decide(len(self._fleet.instances))
+            time.sleep(0.05)
+        self.result.scaled_in_after = time.monotonic() - began if len(self._fleet.instances) == 1 else None
         self._settle()
         self._count()
         return self.result
@@ -108,41 +122,45 @@ class Simulation:
         self._fleet.bury_the_dead()
         while len(self._fleet.instances) < self._workers:
             self._fleet.start()
-        unfinished = sum(run.state not in FINAL for run in self._runs)
-        for _ in range(self._workers + 2 - unfinished):
-            self._start_run()
-        if time.monotonic() >= self._reports_at:
-            self._read_report()
-            self._reports_at = time.monotonic() + self._report_every
-            for run in self._runs:
-                if run.state not in FINAL:
-                    run.refresh()
+        self._keep_load()
+        self._read_report()
 
-    def _start_run(self) -> None:
-        self._batches += 1
-        ledger.fill(self._engine, self._batches, ITEMS)
-        self._runs.append(self._chance.choice(self._jobs).start(batch=self._batches))
+    def _keep_load(self) -> None:
+        for _ in range(self._workers + 2 - self._unfinished):
+            self._batches += 1
+            ledger.fill(self._engine, self._batches, ITEMS)
+            self._work.start(self._batches)
+            self._unfinished += 1
 
-    def _read_report(self) -> None:
+    def _read_report(self) -> bool:
+        """Read a report, if it is time for one; say whether it was."""
+        if time.monotonic() < self._reports_at:
+            return False
         try:
-            report: Busy = self._kit.busy()
+            self._report = report = self._work.report()
         except BatchkitError as error:
             self.result.problems.append(f"no report: {error}")
-            return
-        self._report = report
+            return False
+        finally:
+            self._reports_at = time.monotonic() + self._report_every
         protected = frozenset(each.instance for each in report.slices if not each.is_interruptible)
         self._samples.append(Sample(report.read_at, protected))
+        self._unfinished = self._work.unfinished()
+        return True
 
-    def _decide(self) -> None:
-        if self._report is None or not self._fleet.instances:
-            return
-        # A platform waits for a new worker to be up before it stops the next.
-        present = {each.instance for each in self._report.workers}
-        instances = [each for each in self._fleet.instances if each in present]
-        if len(instances) < self._workers - 1:
+    def _is_up(self, workers: int) -> bool:
+        """Tell whether so many workers have begun: a platform waits for a new one before it stops the next."""
+        return self._report is not None and len(self._present(self._report)) >= workers
+
+    def _present(self, report: Busy) -> list[str]:
+        present = {each.instance for each in report.workers}
+        return [each for each in self._fleet.instances if each in present]
+
+    def _decide(self, at_least: int) -> None:
+        if self._report is None or not self._is_up(at_least):
             return
         self.result.decisions += 1
-        victim = self._rule.victim(self._report, instances, self._chance)
+        victim = self._rule.victim(self._report, self._present(self._report), self._chance)
         now = time.monotonic()
         if victim is None:
             self.result.refusals += 1
@@ -156,18 +174,14 @@ class Simulation:
 
     def _settle(self) -> None:
         ends_at = time.monotonic() + _SETTLE_SECONDS
-        while any(run.refresh().state not in FINAL for run in self._runs) and time.monotonic() < ends_at:
+        while self._work.unfinished() and time.monotonic() < ends_at:
             time.sleep(0.3)
 
     def _count(self) -> None:
         result = self.result
         result.ends = dict(self._fleet.ends)
-        result.runs = len(self._runs)
-        for run in self._runs:
-            if run.state is not RunState.SUCCEEDED:
-                result.problems.append(f"{run} is {run.state}: {run.error}, {run.history()}")
-            elif run.progress.done != ITEMS:
-                result.problems.append(f"{run} says that {run.progress.done} items are done")
+        result.batches = self._batches
+        result.problems += self._work.problems()
         times = ledger.times(self._engine, list(range(1, self._batches + 1)))
         result.items = times.total()
         result.lost = times[0]
