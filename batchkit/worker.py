@@ -13,7 +13,7 @@ from batchkit.slicing import Ending, Outcome, Surroundings, work_slice
 from batchkit.states import RunState
 from batchkit.stopping import Stopping
 from batchkit.store import Sessions, Store
-from batchkit.tracking import ClosedHours, Duty, Tie, tied_to_main
+from batchkit.tracking import Breaks, Duty, Tie, tied_to_main
 
 _logger = logging.getLogger("batchkit")
 _POLL_SECONDS = 0.2
@@ -70,8 +70,8 @@ class Worker:
             return _LEFT
         with tied_to_main() as tie:
             if is_sliced and self._must_not_be_stopped(run_id, number, options, tie):
-                if self.duty.hours.are_now:
-                    self.store.leases.postpone(run_id, number, wake_no=wake_no, seconds=self.duty.hours.seconds_left)
+                if self.duty.breaks.are_now:
+                    self.store.leases.postpone(run_id, number, wake_no=wake_no, seconds=self.duty.breaks.seconds_left)
                     return None
                 if tie.ask() is False:
                     return _LEFT
@@ -81,7 +81,7 @@ class Worker:
 
     def _must_not_be_stopped(self, run_id: RunId, number: int, options: Options, tie: Tie) -> bool:
         """Tell whether this worker must not be stopped once it has claimed, where anybody wants to know."""
-        if self.duty.hours.max_protect is None and not tie.is_open:
+        if self.duty.breaks.max_protect is None and not tie.is_open:
             return False
         expected = self.store.leases.chunk_seconds(run_id, number) if options.interruptible else None
         return self.duty.is_protected(may_interrupt=options.interruptible, expected=expected)
@@ -121,7 +121,7 @@ class Worker:
             grace=self.grace,
             begun=claimed.tell,
             tie=tie,
-            hours=self.duty.hours if is_sliced else ClosedHours(None),
+            breaks=self.duty.breaks if is_sliced else Breaks(None),
             working=self.duty.working,
         )
         return work_slice(

@@ -18,7 +18,7 @@ from batchkit.busy import (
     summed_up,
 )
 from batchkit.model import RunId
-from batchkit.tracking.duty import ClosedHours
+from batchkit.tracking.duty import Breaks
 from batchkit.tracking.standing import SliceSeen, Standing, is_edge
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -199,16 +199,16 @@ def test_only_a_change_of_what_a_worker_is_counts_as_an_edge():
 
 
 def test_all_workers_are_free_at_the_same_moments(monkeypatch: pytest.MonkeyPatch):
-    hours = ClosedHours(100.0)
+    breaks = Breaks(100.0)
     seen = []
     for second in range(1000, 1100):
         monkeypatch.setattr("batchkit.tracking.duty.time.time", lambda second=second: float(second))
-        seen.append(hours.are_now)
+        seen.append(breaks.are_now)
     assert [True] * 20 + [False] * 80 == seen
-    assert hours.have_begun_since(999.0)
-    assert not hours.have_begun_since(1001.0)
+    assert breaks.has_begun_since(999.0)
+    assert not breaks.has_begun_since(1001.0)
 
 
 def test_without_an_end_to_protection_there_are_none():
-    hours = ClosedHours(None)
-    assert (False, 0.0, False) == (hours.are_now, hours.seconds_left, hours.have_begun_since(0.0))
+    breaks = Breaks(None)
+    assert (False, 0.0, False) == (breaks.are_now, breaks.seconds_left, breaks.has_begun_since(0.0))
