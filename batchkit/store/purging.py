@@ -16,7 +16,7 @@ from batchkit.model import RunId, run_id_at
 from batchkit.starting_keys import KEYS_OF_USERS
 from batchkit.states import FINAL, RunState
 from batchkit.store.database import Database
-from batchkit.store.statements import Statements
+from batchkit.store.statements import Statements, unindexed
 
 #: How many rows a transaction removes at the most.
 _ROWS_AT_ONCE = 1000
@@ -66,7 +66,7 @@ class PurgeStatements(Statements):
         run = self.run.c
         return (
             update(self.run)
-            .where(run.id == run_id, run.state.in_(states), run.finished_at <= self._ago(seconds))
+            .where(run.id == run_id, unindexed(run.state).in_(states), run.finished_at <= self._ago(seconds))
             .values(purged_at=self.clock.now(), message=None)
         )
 

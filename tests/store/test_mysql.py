@@ -20,9 +20,10 @@ from batchkit import BatchKit, Chunk, RunState, span
 from batchkit.errors import InvalidDatabase
 from batchkit.model import NewRun
 from batchkit.queues import InlineQueue
-from batchkit.states import PartitionState
+from batchkit.states import FINAL, PartitionState
 from batchkit.store import Clock, Store, tables
 from batchkit.store.dialects import Fault, MySql
+from batchkit.store.purging import PurgeStatements
 from batchkit.store.statements import Statements
 from batchkit.store.tables import VERSION_TABLE
 from tests.servers.locks import anybody_waits
@@ -310,6 +311,7 @@ def test_updates_of_one_row_find_it_by_its_id_and_by_no_other_index(mysql_url: s
         (wake_up,) = bench.store.runs.waiting(run_id)
         lease = bench.claim(run_id)
         statements = Statements(bench.store.database.tables, bench.store.database.clock)
+        purging = PurgeStatements(bench.store.database.tables, bench.store.database.clock)
         updates = [
             statements.lock_run(run_id),
             statements.claim(run_id, 0, holder="holder", worker="worker", seconds=10),
@@ -319,10 +321,15 @@ def test_updates_of_one_row_find_it_by_its_id_and_by_no_other_index(mysql_url: s
             statements.begin_announcing(run_id, seconds=20),
             statements.keep_announcing(run_id, seconds=20),
             statements.take_announcement_resend(run_id, patience=20),
+            statements.protect(lease, is_protected=True),
+            statements.postpone(run_id, 0, wake_no=1, seconds=20),
+            statements.expire("worker", run_id),
+            purging.begin_purge(run_id, seconds=20, states=FINAL),
+            purging.remove_run(run_id),
         ]
         engine = bench.store.database.engine
         with engine.connect() as connection:
             for update in updates:
-                compiled = update.compile(engine)  # type: ignore[attr-defined]
-                plan = connection.exec_driver_sql(f"EXPLAIN {compiled}", compiled.construct_params()).mappings().one()
+                compiled = update.compile(engine, compile_kwargs={"render_postcompile": True})  # type: ignore[attr-defined]
+                plan = connection.exec_driver_sql(f"EXPLAIN {compiled}", compiled.params).mappings().one()
                 assert "PRIMARY" == plan["key"], compiled
