@@ -42,7 +42,8 @@ class PurgeStatements(Statements):
 
     def purgeable(self, *, seconds: float, states: Collection[RunState], limit: int, after: str) -> Select[Any]:
         """Find runs that ended so long ago, whose end was told, and whose failures nobody tries again just now."""
-        run, retry = self.run.c, self.run.alias("retry").c
+        run, retry, transition = self.run.c, self.run.alias("retry").c, self.transition.c
+        is_keyed = run.start_key.like(f"{KEYS_OF_USERS}%")
         is_retried = exists().where(retry.failures_of == run.id, retry.state.not_in(FINAL))
         return (
             select(run.id)
@@ -53,8 +54,12 @@ class PurgeStatements(Statements):
                 run.id < run_id_at(time.time() + self.clock.shift() - seconds + _CLOCK_SLACK_SECONDS),
                 run.finished_at <= self._ago(seconds),
                 run.announce_at.is_(None),
-                # Of those that were purged, what was kept is kept for ever.
-                or_(run.purged_at.is_(None), run.start_key.is_(None), run.start_key.not_like(f"{KEYS_OF_USERS}%")),
+                # What is kept for its key is there for ever. Its purge is over when its history is gone, which goes last.
+                or_(
+                    run.start_key.is_(None),
+                    ~is_keyed,
+                    exists().where(transition.run_id == run.id),
+                ),
                 ~is_retried,
             )
             .order_by(run.id)
