@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 
 from batchkit import BatchKit, Run, RunState
 from tests.acceptance import app, origins
@@ -226,7 +227,7 @@ def test_connections_that_are_cut_again_and_again_lose_and_double_nothing(
     server: PostgresServer | MariaDbServer, server_url: str, tmp_path: Path
 ):
     items = 6_000
-    name = server_url.rsplit("/", 1)[1]
+    name = str(make_url(server_url).database)
     kit = app.prepare(server_url, items=items)
     with crew(server_url, tmp_path) as start:
         run = app.count_items.start()

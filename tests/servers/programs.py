@@ -7,10 +7,30 @@ import random
 import shutil
 import socket
 import subprocess
+import tempfile
 from pathlib import Path
 
 # Below the ports that the system gives to outgoing connections, so that none of those takes ours while we restart.
 _PORTS = range(20_000, 32_000)
+
+_MEMORY = Path("/dev/shm")  # noqa: S108  mkdtemp makes a folder there that is ours
+_MEMORY_BYTES = 4 << 30
+
+
+def folder(prefix: str) -> Path:
+    """Make a folder for a server that many files are made in: in memory, where that is roomy, else on disk."""
+    # Not the place that TMPDIR says: it may be too long for a socket, or closed to other users.
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=_MEMORY if _is_roomy(_MEMORY) else "/tmp"))  # noqa: S108  the same
+
+
+def _is_roomy(place: Path) -> bool:
+    try:
+        found = os.statvfs(place)
+    except OSError:
+        return False
+    # A server's programs may have to be copied there as well.
+    runs_programs = not found.f_flag & os.ST_NOEXEC
+    return runs_programs and found.f_bavail * found.f_frsize >= _MEMORY_BYTES and os.access(place, os.W_OK | os.X_OK)
 
 
 def free_port() -> int:
