@@ -95,6 +95,7 @@ def test_an_engine_in_autocommit_is_found(postgres_url: str):
         assert "AUTOCOMMIT" in examine(kit)[0].problem
 
 
+@pytest.mark.bare
 def test_a_pool_of_one_connection_is_found_and_the_rest_is_checked(database_url: str):
     with closing(BatchKit(create_engine(database_url, pool_size=1, max_overflow=0), grace=30)) as kit:
         assert [("pool-size", Level.FAIL), ("database-tables", Level.FAIL)] == found(kit)

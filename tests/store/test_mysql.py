@@ -31,6 +31,10 @@ from tests.slices.conftest import Ledger, job, write
 from tests.store.conftest import Bench
 from tests.waiting import eventually
 
+# How tables are made here is a part of it.
+pytestmark = pytest.mark.bare
+
+
 @pytest.fixture
 def kit(mysql_url: str) -> Iterator[BatchKit]:
     """Give a kit on MariaDB."""
