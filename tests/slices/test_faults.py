@@ -88,7 +88,7 @@ def _lost_connection(chunk: Chunk[int], engine: Engine) -> None:
 
 
 #: What the database says, else another fault was tried again.
-_SIGNS = {
+_SIGNS: dict[Callable[[Chunk[int], Engine], None], tuple[str, ...]] = {
     _deadlock: ("deadlock detected", "Deadlock found"),
     _lock_timeout: ("lock timeout", "Lock wait timeout"),
     _serialization_failure: ("could not serialize",),
