@@ -34,7 +34,6 @@ _SETTINGS = {
     # A commit outlives a kill of the server; only the machine's own crash would need the fsync.
     "innodb-flush-log-at-trx-commit": "2",
     "innodb-flush-method": "nosync",
-    "innodb-doublewrite": "OFF",
     # No file for each table, which each test makes and drops.
     "innodb-file-per-table": "OFF",
     "character-set-server": "utf8mb4",
