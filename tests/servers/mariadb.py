@@ -55,6 +55,8 @@ class MariaDbServer:
     def __init__(self) -> None:
         self._root = unpacked("mariadb-server-core")
         self._folder = programs.folder("batchkit-maria-")
+        # The server itself ends with this process, but what it has in memory would stay there.
+        self._keeper = programs.keep(self._folder)
         self._process: subprocess.Popen[bytes] | None = None
         self.port = programs.free_port()
         try:
@@ -116,6 +118,8 @@ class MariaDbServer:
             self.stop(immediate=True)
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
+            self._keeper.kill()
+            self._keeper.wait()
 
     def url(self, database: str) -> str:
         """Give the SQLAlchemy URL of *database*."""

@@ -9,7 +9,6 @@ import pwd
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from tests.servers import keeper, programs
+from tests.servers import programs
 from tests.waiting import eventually
 
 _SUPERUSER = "postgres"
@@ -65,14 +64,7 @@ class PostgresServer:
         self.port = programs.free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._folder = programs.folder("batchkit-pg-")
-        self._keeper = subprocess.Popen(
-            [sys.executable, "-I", keeper.__file__, str(os.getpid()), str(self._folder)],
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C and the end of a terminal are for the tests
-        )
+        self._keeper = programs.keep(self._folder)
         try:
             self._programs = self._readable(found)
             self._initialise()
