@@ -38,7 +38,7 @@ USAGE = 2
 COMMANDS = {
     "setup": None,
     # Most tests wait for processes that they have started, so more of them than processors.
-    "test": ["-m", "pytest", "-n", "4", "--dist", "loadgroup"],
+    "test": ["-m", "pytest", "-n", "6", "--dist", "loadgroup"],
     "demo": ["-m", "examples.normalize_emails"],
     "bench": ["-m", "benchmarks"],
 }
