@@ -64,7 +64,7 @@ def _kills_on(url: str, testrun_uid: str) -> int:
 
 
 @pytest.mark.timeout(600)
-def test_every_item_is_done_once_though_fifty_workers_are_killed_at_random_moments(
+def test_every_item_is_done_once_though_one_worker_after_another_is_killed_at_random_moments(
     database_url: str, tmp_path: Path, testrun_uid: str
 ):
     wanted = _kills_on(database_url, testrun_uid)
