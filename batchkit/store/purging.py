@@ -54,7 +54,7 @@ class PurgeStatements(Statements):
                 run.id < run_id_at(time.time() + self.clock.shift() - seconds + _CLOCK_SLACK_SECONDS),
                 run.finished_at <= self._ago(seconds),
                 run.announce_at.is_(None),
-                # What is kept for its key is there for ever. Its purge is over when its history is gone, which goes last.
+                # What is kept for its key stays. Its purge is over when its history is gone, the last to go.
                 or_(
                     run.start_key.is_(None),
                     ~is_keyed,
