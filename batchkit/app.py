@@ -345,7 +345,7 @@ class BatchKit:
 
     def tracker(self) -> Tracker:
         """Make what tracks the worker whose main process this is; queues, and `batchkit work`, call this."""
-        return Tracker(self._store.fleet, self._busy_hooks, max_protect=self._hours.max_protect)
+        return Tracker(self._store.fleet, self._busy_hooks, busy=self.busy, max_protect=self._hours.max_protect)
 
     def recover(self) -> Swept:
         """Sweep once: settle runs whose workers died, and wake workers up for those that wait."""
