@@ -386,6 +386,19 @@ class BatchKit:
         """Give the statements that make the tables."""
         return self._store.schema.sql()
 
+    def make_busy_view(self) -> None:
+        """
+        Make the view `batchkit_busy`, which tells by queue what `busy()` does; `migrate()` keeps it from then on.
+
+        Raises:
+            InvalidDatabase: it is not for this kind of database.
+        """
+        self._store.schema.make_busy_view()
+
+    def busy_view_sql(self) -> str:
+        """Give the statement that makes that view."""
+        return self._store.schema.busy_view_sql()
+
     def close(self) -> None:
         """Close the pooled connections."""
         self._store.close()
