@@ -127,6 +127,5 @@ class _ViewStatements(FleetStatements):
 
 def _hollow() -> Select[Any]:
     """Give the same columns of nothing."""
-    return select(
-        cast(null(), Text).label("queue"), *(cast(literal(0), BigInteger).label(name) for name in _COUNTS)
-    ).where(false())
+    counts: list[ColumnElement[Any]] = [cast(literal(0), BigInteger).label(name) for name in _COUNTS]
+    return select(cast(null(), Text).label("queue"), *counts).where(false())
