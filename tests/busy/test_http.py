@@ -80,7 +80,7 @@ def _get(client: Client, path: str) -> tuple[int, Any]:
 def test_it_tells_what_the_command_does(kit: BatchKit):
     client = _client(busy_app(kit))
     status, told = _get(client, "/v1/busy")
-    expected = busy_facts(kit.busy())
+    expected: dict[str, Any] = busy_facts(kit.busy())
     assert 200 == status
     for facts in (told, expected):
         del facts["read_at"]

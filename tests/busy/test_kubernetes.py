@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from batchkit.busy import Busy
 from batchkit.contrib.kubernetes import PodDeletionCost
 from batchkit.contrib.kubernetes.api import PodNotPatched
 from batchkit.hooks import HookContext, WorkerState
@@ -54,14 +55,14 @@ def clock() -> Clock:
 
 
 def _context(instance: str = "worker-7d9f-x2x4z") -> HookContext:
-    def busy() -> None:
+    def busy() -> Busy:
         raise AssertionError
 
     return HookContext(
         worker=f"{instance}:7",
         instance=instance,
         kind="celery",
-        busy=busy,  # type: ignore[arg-type]  it is not to be read
+        busy=busy,
         max_protect=None,
         repeat_seconds=10.0,
     )
