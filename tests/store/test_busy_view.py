@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -220,6 +223,26 @@ def test_nobody_has_the_view_who_has_not_asked_for_it(server_url: str):
     with engine.connect() as connection, pytest.raises(DBAPIError, match=VIEW):
         connection.execute(text(f"SELECT * FROM {VIEW}"))
     engine.dispose()
+
+
+def test_the_command_makes_the_view_or_prints_what_makes_it(postgres_url: str):
+    with closing(Store(postgres_url)) as store:
+        store.schema.migrate()
+        printed = _command("db", "view", "--sql", url=postgres_url)
+        assert printed.startswith(f"CREATE OR REPLACE VIEW {VIEW} AS")
+        with store.database.transaction() as tx:
+            assert not store.schema._view.is_there(tx)  # noqa: SLF001  nobody else tells
+        _command("db", "view", url=postgres_url)
+        assert {} == _seen(store)
+
+
+def _command(*arguments: str, url: str) -> str:
+    command = [sys.executable, "-m", "batchkit", *arguments]
+    done = subprocess.run(
+        command, env={**os.environ, "BATCHKIT_DATABASE_URL": url}, capture_output=True, text=True, check=False
+    )
+    assert 0 == done.returncode, done.stderr
+    return done.stdout
 
 
 def test_there_is_no_view_on_sqlite(sqlite_url: str):
