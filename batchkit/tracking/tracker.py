@@ -93,7 +93,7 @@ class Tracker:
                 worker=name,
                 instance=instance,
                 kind=kind.name,
-                busy=self._busy,
+                busy=_unforked(self._busy),
                 max_protect=self._max_protect,
                 repeat_seconds=self._repeat,
             )
@@ -119,6 +119,17 @@ class Tracker:
             if os.environ.get(VARIABLE) == str(self._socket.path):
                 del os.environ[VARIABLE]
             self._socket = None
+
+
+def _unforked(busy: Callable[[], Busy]) -> Callable[[], Busy]:
+    """Let no child be forked while a hook reads: the child would inherit the locks that reading takes."""
+    guard = ForkGuard()
+
+    def read() -> Busy:
+        with guard.at_work():
+            return busy()
+
+    return read
 
 
 class _Socket:
