@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime
@@ -173,14 +174,15 @@ def test_a_lease_that_has_run_out_makes_its_partition_wait_again(store: Store):
 
 
 def test_a_migration_takes_columns_from_under_the_view_and_what_was_granted_on_it_stays(postgres_url: str):
+    # Roles are of the whole server.
+    reader = f"reader_{uuid.uuid4().hex}"
     with closing(Store(postgres_url, schema="batch")) as store:
         store.schema.migrate()
         store.schema.make_busy_view()
         with store.database.transaction() as tx:
-            tx.execute(text("DROP ROLE IF EXISTS batchkit_reader"))
-            tx.execute(text("CREATE ROLE batchkit_reader"))
-            tx.execute(text("GRANT USAGE ON SCHEMA batch TO batchkit_reader"))
-            tx.execute(text(f"GRANT SELECT ON batch.{VIEW} TO batchkit_reader"))
+            tx.execute(text(f"CREATE ROLE {reader}"))
+            tx.execute(text(f"GRANT USAGE ON SCHEMA batch TO {reader}"))
+            tx.execute(text(f"GRANT SELECT ON batch.{VIEW} TO {reader}"))
             # An old version, and a migration that changes what the view depends on.
             tx.execute(text("UPDATE batch.batchkit_version SET version_num = '0007'"))
             with pytest.raises(DBAPIError, match="depends on"), tx.begin_nested():
@@ -191,15 +193,15 @@ def test_a_migration_takes_columns_from_under_the_view_and_what_was_granted_on_i
             tx.execute(text("ALTER TABLE batch.batchkit_partition ADD COLUMN chunk_seconds double precision"))
         store.runs.create(NewRun(job="job", params="{}", queue="mail", delivery="exactly-once"))
         with store.database.transaction() as tx:
-            tx.execute(text("SET LOCAL ROLE batchkit_reader"))
+            tx.execute(text(f"SET LOCAL ROLE {reader}"))
             # The query of docs/hooks/kubernetes, which needs a row though the queue be empty.
             query = f"SELECT COALESCE(SUM(wanted), 0)::bigint FROM batch.{VIEW} WHERE queue = :queue"
             assert [1, 0] == [tx.execute(text(query), {"queue": each}).scalar_one() for each in ("mail", "none")]
             with pytest.raises(DBAPIError, match="permission denied"), tx.begin_nested():
                 tx.execute(select(store.database.tables.run.c.id))
         with store.database.transaction() as tx:
-            tx.execute(text("DROP OWNED BY batchkit_reader"))
-            tx.execute(text("DROP ROLE batchkit_reader"))
+            tx.execute(text(f"DROP OWNED BY {reader}"))
+            tx.execute(text(f"DROP ROLE {reader}"))
 
 
 def test_migrate_keeps_the_view_of_an_older_version(postgres_url: str):

@@ -14,7 +14,7 @@ from batchkit.busy import Busy
 
 _logger = logging.getLogger("batchkit")
 
-#: KEDA waits 3 seconds for an answer, a probe of Kubernetes 1 by itself.
+#: Less than those who ask wait for an answer: the probes of the manifests wait 3 seconds.
 KEEP_SECONDS = 1.0
 TIMEOUT_SECONDS = 2.0
 
