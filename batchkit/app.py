@@ -351,7 +351,7 @@ class BatchKit:
 
     def tracker(self) -> Tracker:
         """Make what tracks the worker whose main process this is; queues, and `batchkit work`, call this."""
-        return Tracker(self._store.fleet, self._busy_hooks, max_protect=self._breaks.max_protect)
+        return Tracker(self._store.fleet, self._busy_hooks, busy=self.busy, max_protect=self._breaks.max_protect)
 
     def recover(self) -> Swept:
         """Sweep once: settle runs whose workers died, and wake workers up for those that wait."""
@@ -424,6 +424,19 @@ class BatchKit:
     def schema_sql(self) -> str:
         """Give the statements that make the tables."""
         return self._store.schema.sql()
+
+    def make_busy_view(self) -> None:
+        """
+        Make the view `batchkit_busy`, which tells by queue what `busy()` does; `migrate()` keeps it from then on.
+
+        Raises:
+            InvalidDatabase: it is not for this kind of database.
+        """
+        self._store.schema.make_busy_view()
+
+    def busy_view_sql(self) -> str:
+        """Give the statement that makes that view."""
+        return self._store.schema.busy_view_sql()
 
     def close(self) -> None:
         """Close the pooled connections."""

@@ -1,6 +1,8 @@
-"""Commands for batchkit's tables: db upgrade, db current, db sql."""
+"""Commands for batchkit's tables: db upgrade, db current, db sql, db view."""
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import typer
 
@@ -37,3 +39,18 @@ def current(context: typer.Context, *, as_json: AsJson = False) -> None:
 def sql(context: typer.Context) -> None:
     """Print the statements that make the tables, for those who run migrations by hand."""
     typer.echo(invocation(context).kit(context).schema_sql())
+
+
+@app.command()
+def view(
+    context: typer.Context,
+    *,
+    as_sql: Annotated[bool, typer.Option("--sql", help="Print the statement instead of running it.")] = False,
+) -> None:
+    """Make the view batchkit_busy, which tells by queue what waits and what is worked: for KEDA's postgresql scaler."""
+    kit = invocation(context).kit(context)
+    if as_sql:
+        typer.echo(kit.busy_view_sql())
+        return
+    kit.make_busy_view()
+    typer.echo(f"{kit.database_url} has the view batchkit_busy; `batchkit db upgrade` keeps it")

@@ -6,7 +6,22 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Float, delete, func, insert, literal, select, update
+from sqlalchemy import (
+    ColumnElement,
+    CompoundSelect,
+    Float,
+    Integer,
+    and_,
+    delete,
+    func,
+    insert,
+    literal,
+    null,
+    select,
+    type_coerce,
+    union_all,
+    update,
+)
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.sql.base import Executable
 from sqlalchemy.sql.selectable import Select
@@ -22,6 +37,7 @@ from batchkit.busy import (
 )
 from batchkit.model import RunId
 from batchkit.states import WORKABLE, PartitionState
+from batchkit.store.clock import UtcTime
 from batchkit.store.database import Database
 from batchkit.store.statements import Statements
 
@@ -35,14 +51,21 @@ _FORGOTTEN_SECONDS = 3600.0
 class FleetStatements(Statements):
     """The statements about workers, and about what they hold."""
 
-    def held(self) -> Select[Any]:
-        """Read what is held by a live lease."""
+    def held_and_waiting(self) -> CompoundSelect[Any]:
+        """
+        Read what is held by a live lease, and count by queue what waits for a worker, and since when.
+
+        It is one statement: between two, a partition that is claimed or handed on would be in neither.
+        """
+        return union_all(self._held(), self._waiting())
+
+    def _held(self) -> Select[Any]:
         run, partition = self.run.c, self.partition.c
         return (
             select(
+                run.queue,
                 run.id.label("run_id"),
                 run.job,
-                run.queue,
                 partition.number,
                 partition.worker,
                 partition.claimed_at,
@@ -51,27 +74,32 @@ class FleetStatements(Statements):
                 partition.working_seconds,
                 partition.is_protected,
                 self.clock.now().label("read_at"),
+                type_coerce(null(), Integer).label("ready"),
+                type_coerce(null(), UtcTime).label("since"),
             )
             .join(self.run, run.id == partition.run_id)
             .where(partition.worker.is_not(None), self._is_live())
-            .order_by(run.queue, partition.worker, run.id, partition.number)
         )
 
-    def waiting(self) -> Select[Any]:
-        """Count what waits for a worker, by queue, and since when."""
+    def _waiting(self) -> Select[Any]:
         run, partition = self.run.c, self.partition.c
         since = func.coalesce(partition.lease_expires_at, partition.due_at, type_=partition.due_at.type)
+        columns = [run.queue, *[null() for _ in range(10)], func.count().label("ready"), func.min(since).label("since")]
         return (
-            select(run.queue, func.count().label("ready"), func.min(since).label("since"))
-            .join(self.run, run.id == partition.run_id)
-            .where(
-                partition.state == PartitionState.OPEN,
-                partition.due_at <= self.clock.now(),
-                self._is_free(),
-                run.state.in_(WORKABLE),
-                run.requested.is_(None),
-            )
+            select(*columns)
+            .join_from(self.partition, self.run, run.id == partition.run_id)
+            .where(self._is_free(), self._may_be_claimed())
             .group_by(run.queue)
+        )
+
+    def _may_be_claimed(self) -> ColumnElement[bool]:
+        """Tell a partition that a worker may claim, if nobody holds it."""
+        run, partition = self.run.c, self.partition.c
+        return and_(
+            partition.state == PartitionState.OPEN,
+            partition.due_at <= self.clock.now(),
+            run.state.in_(WORKABLE),
+            run.requested.is_(None),
         )
 
     def held_on(self, instance: str) -> Select[Any]:
@@ -141,15 +169,14 @@ class Fleet:
     def busy(self, queues: Sequence[str] = ()) -> Busy:
         """Read who is busy with what, and what waits; *queues* are among the answer though they be empty."""
         with self._database.reading() as tx:
-            held = tx.execute(self._statements.held()).mappings().all()
-            waiting = tx.execute(self._statements.waiting()).all()
+            rows = tx.execute(self._statements.held_and_waiting()).mappings().all()
             present = tx.execute(self._statements.present()).mappings().all()
             read_at = tx.execute(self._statements.read_now()).scalar_one()
         return summed_up(
             read_at,
             queues=queues,
-            waiting=[Waiting(queue, ready, since) for queue, ready, since in waiting],
-            slices=[_slice(row) for row in held],
+            waiting=[Waiting(row["queue"], row["ready"], row["since"]) for row in rows if row["worker"] is None],
+            slices=sorted((_slice(row) for row in rows if row["worker"] is not None), key=_place),
             workers=[_worker(row) for row in present],
         )
 
@@ -213,6 +240,10 @@ def _slice(row: RowMapping) -> BusySlice:
             is_protected=bool(row["is_protected"]), remaining=remaining, working=row["working_seconds"]
         ),
     )
+
+
+def _place(slice_: BusySlice) -> tuple[str, str, str, int]:
+    return (slice_.queue, slice_.worker, slice_.run_id, slice_.partition)
 
 
 def _worker(row: RowMapping) -> PresentWorker:

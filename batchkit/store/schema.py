@@ -13,6 +13,7 @@ from sqlalchemy import Column, Connection, MetaData, String, Table, inspect, sel
 from batchkit.errors import SchemaMismatch
 from batchkit.store.database import Database
 from batchkit.store.tables import VERSION_TABLE
+from batchkit.store.view import BusyView
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -23,6 +24,7 @@ class Schema:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._view = BusyView(database)
         self._is_known_to_fit = False
 
     def migrate(self) -> None:
@@ -32,8 +34,24 @@ class Schema:
         with self._locked() as tx:
             found = self._version(tx)
             self._refuse_newer(found)
-            command.upgrade(self._config(connection=tx), "head")
+            with self._view_loosened(tx, found):
+                command.upgrade(self._config(connection=tx), "head")
         self._is_known_to_fit = True
+
+    def make_busy_view(self) -> None:
+        """
+        Make the view of what waits and what is worked, or make it anew; migrations keep it from then on.
+
+        Raises:
+            InvalidDatabase: it is not for this kind of database.
+        """
+        self.check()
+        with self._locked() as tx:
+            self._view.make(tx)
+
+    def busy_view_sql(self) -> str:
+        """Give the statement that makes that view, for those who run it by hand."""
+        return self._view.sql()
 
     def sql(self) -> str:
         """Give the statements that make the tables, for those who run migrations by hand."""
@@ -111,6 +129,16 @@ class Schema:
     def _revisions(self) -> list[str]:
         # Files are named NNNN_what.py and hold the revision NNNN: reading names is quicker than loading Alembic.
         return sorted(path.name[:4] for path in (_migrations() / "versions").glob("[0-9]*.py"))
+
+    @contextmanager
+    def _view_loosened(self, tx: Connection, found: str | None) -> Iterator[None]:
+        """Let no view stand in the way of a migration, and make it anew after that, in the same transaction."""
+        is_there = found not in {None, self.head()} and self._view.is_there(tx)
+        if is_there:
+            self._view.loosen(tx)
+        yield
+        if is_there:
+            self._view.make(tx)
 
     @contextmanager
     def _locked(self) -> Iterator[Connection]:

@@ -12,11 +12,12 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from batchkit.busy import Busy
 from batchkit.draining import DrainNotice
 from batchkit.forking import ForkGuard
 from batchkit.hooks import BusyHook, HookContext, WorkerState
@@ -60,12 +61,14 @@ class Tracker:
         fleet: Fleet,
         hooks: Sequence[BusyHook],
         *,
+        busy: Callable[[], Busy] | None = None,
         max_protect: float | None = None,
         linger: float = LINGER_SECONDS,
         repeat: float = ATTEND_EVERY_SECONDS,
     ) -> None:
         self._fleet = fleet
         self._hooks = hooks
+        self._busy = busy or fleet.busy
         self._max_protect = max_protect
         self._linger = linger
         self._repeat = repeat
@@ -90,7 +93,7 @@ class Tracker:
                 worker=name,
                 instance=instance,
                 kind=kind.name,
-                busy=self._fleet.busy,
+                busy=_unforked(self._busy),
                 max_protect=self._max_protect,
                 repeat_seconds=self._repeat,
             )
@@ -116,6 +119,17 @@ class Tracker:
             if os.environ.get(VARIABLE) == str(self._socket.path):
                 del os.environ[VARIABLE]
             self._socket = None
+
+
+def _unforked(busy: Callable[[], Busy]) -> Callable[[], Busy]:
+    """Let no child be forked while a hook reads: the child would inherit the locks that reading takes."""
+    guard = ForkGuard()
+
+    def read() -> Busy:
+        with guard.at_work():
+            return busy()
+
+    return read
 
 
 class _Socket:
