@@ -35,6 +35,7 @@ from batchkit.stopping import Stop, stopped_by_signals
 from batchkit.store import Clock, Health, Sessions, Store
 from batchkit.suspicion import Death
 from batchkit.sweep import Swept, sweep
+from batchkit.totals import JobTotals
 from batchkit.tracking import SUPERVISOR, ClosedHours, Duty, Tracker, WorkerKind
 from batchkit.using import NO_TERMS, Terms
 from batchkit.worker import Worker
@@ -327,6 +328,15 @@ class BatchKit:
         """
         self._ready()
         return self._store.fleet.busy(sorted({job.options.queue for job in JOBS.values()}))
+
+    def totals(self) -> tuple[JobTotals, ...]:
+        """
+        Sum up the runs, items, checkpoints and interruptions of each job, over all runs that are in the store.
+
+        All of them are read, so it takes longer the more there are.
+        """
+        self._ready()
+        return self._store.totals.by_job()
 
     def busy_on(self, instance: str) -> int:
         """Count the slices that the workers of an instance work."""

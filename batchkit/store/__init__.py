@@ -22,6 +22,7 @@ from batchkit.store.runs import Runs
 from batchkit.store.schema import Schema
 from batchkit.store.suspects import Suspects
 from batchkit.store.tables import tables
+from batchkit.store.totals import Totals
 from batchkit.store.transaction import ChunkTransaction, KeptSession, Sessions
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "Sessions",
     "Store",
     "Suspects",
+    "Totals",
     "Tx",
     "after_commit",
     "session_itself",
@@ -66,6 +68,7 @@ class Store:
         self.health = Health(self.database)
         self.rates = Rates(self.database)
         self.fleet = Fleet(self.database)
+        self.totals = Totals(self.database)
 
     def connection_of(self, session: Session) -> Tx:
         """

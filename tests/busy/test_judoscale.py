@@ -300,5 +300,5 @@ def test_the_adapter_must_be_there_and_count_jobs(sqlite_url: str, monkeypatch: 
         with pytest.raises(InvalidHook, match="before track_busy_jobs"):
             track_busy_jobs(kit)
         monkeypatch.setattr(reporter, "collectors", [RQMetricsCollector(reporter.config, Redis())])
-        with pytest.raises(InvalidHook, match='"RQ": ."TRACK_BUSY_JOBS": True'):
+        with pytest.raises(InvalidHook, match=r"RQ.*TRACK_BUSY_JOBS"):
             track_busy_jobs(kit)

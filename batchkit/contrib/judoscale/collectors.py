@@ -118,8 +118,8 @@ def _wrapped(stock: Any, kit: BatchKit, *, interruptible_is_busy: bool) -> BusyC
     def read() -> Busy | None:
         try:
             return kit.busy()
-        except Exception:
-            _logger.warning("all that is worked is reported as busy: the store cannot be read", exc_info=True)
+        except Exception as error:  # noqa: BLE001  the adapter would leave all metrics out
+            _logger.warning("all that is worked is reported as busy, since the store cannot be read: %s", error)
             return None
 
     queue = kit.queue
