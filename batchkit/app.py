@@ -36,7 +36,7 @@ from batchkit.store import Clock, Health, Sessions, Store
 from batchkit.suspicion import Death
 from batchkit.sweep import Swept, sweep
 from batchkit.totals import JobTotals
-from batchkit.tracking import SUPERVISOR, ClosedHours, Duty, Tracker, WorkerKind
+from batchkit.tracking import SUPERVISOR, Breaks, Duty, Tracker, WorkerKind
 from batchkit.using import NO_TERMS, Terms
 from batchkit.worker import Worker
 
@@ -113,9 +113,9 @@ class BatchKit:
         Notifier(self._store, checked.of_runs)
         self._queue: Queue = queue or LocalQueue()
         self._busy_hooks = checked.of_busyness
-        self._hours = ClosedHours(_max_protect(max_protect, has_hooks=bool(self._busy_hooks)))
+        self._breaks = Breaks(_max_protect(max_protect, has_hooks=bool(self._busy_hooks)))
         known = grace_seconds(grace)
-        duty = Duty(None if known is None else working_seconds(known), self._hours)
+        duty = Duty(None if known is None else working_seconds(known), self._breaks)
         self._worker = Worker(self._store, self._sessions, JOBS, known, duty)
         self._controls = Controls(self._store, self._sessions, self._queue, JOBS)
         self._deliveries = Deliveries(
@@ -355,7 +355,7 @@ class BatchKit:
 
     def tracker(self) -> Tracker:
         """Make what tracks the worker whose main process this is; queues, and `batchkit work`, call this."""
-        return Tracker(self._store.fleet, self._busy_hooks, max_protect=self._hours.max_protect)
+        return Tracker(self._store.fleet, self._busy_hooks, max_protect=self._breaks.max_protect)
 
     def recover(self) -> Swept:
         """Sweep once: settle runs whose workers died, and wake workers up for those that wait."""
@@ -369,7 +369,7 @@ class BatchKit:
         Hooks that tell of the whole fleet are called here too: stock `rq worker`s call none.
         """
         hooks = [each for each in self._busy_hooks if isinstance(each, FleetHook)]
-        tracker = Tracker(self._store.fleet, hooks, max_protect=self._hours.max_protect)
+        tracker = Tracker(self._store.fleet, hooks, max_protect=self._breaks.max_protect)
         with Stop() as own, stopped_by_signals(stop or own) as stopping:
             _logger.info("sweeping", extra={"every_seconds": every})
             tracker.start(SUPERVISOR)
