@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -302,3 +303,11 @@ def test_the_adapter_must_be_there_and_count_jobs(sqlite_url: str, monkeypatch: 
         monkeypatch.setattr(reporter, "collectors", [RQMetricsCollector(reporter.config, Redis())])
         with pytest.raises(InvalidHook, match=r"RQ.*TRACK_BUSY_JOBS"):
             track_busy_jobs(kit)
+
+
+def test_what_the_page_shows_runs():
+    page = (Path(__file__).parents[2] / "docs" / "hooks" / "judoscale.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert 2 == len(blocks)
+    for block in blocks:
+        subprocess.run([sys.executable, "-c", block], check=True)

@@ -201,3 +201,14 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, sqlite_url:
             server.kill()
     assert 10 == value(samples, "items_total", job="ten", outcome="done")
     assert (2, True) == (second.returncode, "nothing can listen at 127.0.0.1" in second.stderr)
+
+
+def test_what_the_page_shows_runs_and_each_metric_is_on_it():
+    page = (Path(__file__).parents[2] / "docs" / "hooks" / "prometheus.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    show = "print(*(each.name + '_total' * (each.type == 'counter') for each in BatchkitCollector(kit).describe()))"
+    names = subprocess.run(
+        [sys.executable, "-c", block + show], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout.split()
+    assert len(names) > 10
+    assert set(names) == set(re.findall(r"`(batchkit_\w+)`(?=[ ,])(?= \||, `)", page.partition("**You see**")[0]))
