@@ -26,11 +26,12 @@ from rq import Queue
 
 from batchkit import BatchKit
 from batchkit.busy import Busy, BusySlice, summed_up
-from batchkit.contrib.judoscale import adapter, track_busy_jobs
+from batchkit.contrib.judoscale import JudoscaleHook, adapter, track_busy_jobs
 from batchkit.contrib.judoscale.collectors import BusyCollector
 from batchkit.contrib.judoscale.counting import CountingCelery
 from batchkit.contrib.judoscale.pushing import Edges
 from batchkit.errors import InvalidHook
+from batchkit.hooks import HookContext
 from batchkit.model import RunId
 from batchkit.queues import CeleryQueue, InlineQueue
 from tests.busy.conftest import Fleet
@@ -170,8 +171,10 @@ def test_ordinary_and_protected_work_is_busy_and_interruptible_work_is_not(fleet
     start_workers(fleet, slots=3)
     queue = queue_of(fleet)
     with all_at_once(fleet):
+        since = judoscale.wait_busy(queue, 2, fleet.crew.logs)
         judoscale.wait_busy(queue, 2, fleet.crew.logs)
         assert is_interruptible(fleet, "count"), "it was over too soon"
+        assert 0 not in {value for at, value in judoscale.busy(queue) if at >= since}
     judoscale.wait_busy(queue, 0, fleet.crew.logs)
     _, report = judoscale.reports[-1]
     assert {"qt", "qd", "busy"} <= {measurement for _, _, measurement, name in report["metrics"] if name == queue}
@@ -303,6 +306,28 @@ def test_the_adapter_must_be_there_and_count_jobs(sqlite_url: str, monkeypatch: 
         monkeypatch.setattr(reporter, "collectors", [RQMetricsCollector(reporter.config, Redis())])
         with pytest.raises(InvalidHook, match=r"RQ.*TRACK_BUSY_JOBS"):
             track_busy_jobs(kit)
+
+
+def test_a_release_of_the_adapter_that_cannot_report_early_is_left_to_its_timer(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    reporter = adapter.reporter()
+    monkeypatch.setitem(reporter.config, "API_BASE_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setattr(reporter, "collectors", [BusyCollector(Stock(), None)])
+    monkeypatch.setattr(type(reporter), "_report_metrics", None)
+
+    def busy() -> Busy:
+        raise AssertionError("nobody is to look")
+
+    JudoscaleHook().begin(HookContext("host:1", "host", "rq", busy, None, 10.0))
+    assert "cannot report early" in caplog.text
+    assert "batchkit-judoscale" not in {each.name for each in threading.enumerate()}
+
+
+def test_the_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "judoscale.core.reporter", None)
+    with pytest.raises(InvalidHook, match=r"pip install 'batchkit-jobs\[judoscale\]'"):
+        adapter.reporter()
 
 
 def test_what_the_page_shows_runs():

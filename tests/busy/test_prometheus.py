@@ -203,6 +203,14 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, sqlite_url:
     assert (2, True) == (second.returncode, "nothing can listen at 127.0.0.1" in second.stderr)
 
 
+def test_the_package_that_is_missing_is_named(tmp_path: Path):
+    program = "import sys; sys.modules['prometheus_client'] = None; from batchkit.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "metrics"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert (2, True) == (done.returncode, "pip install 'batchkit-jobs[prometheus]'" in done.stderr), done.stderr
+
+
 def test_what_the_page_shows_runs_and_each_metric_is_on_it():
     page = (Path(__file__).parents[2] / "docs" / "hooks" / "prometheus.md").read_text()
     (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
