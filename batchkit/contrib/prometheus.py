@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -34,6 +35,8 @@ except ModuleNotFoundError as error:
 
 _logger = logging.getLogger("batchkit")
 
+_SHARE = 0.05
+
 
 class BatchkitCollector(Collector):
     """
@@ -45,10 +48,15 @@ class BatchkitCollector(Collector):
 
     Args:
         kit: whose runs they are.
+        share: for how much of the time the database may sum up what the runs of each job have done, at the most: where
+            there are so many that this takes long, the sums are kept for a while. 1 for always.
     """
 
-    def __init__(self, kit: BatchKit) -> None:
+    def __init__(self, kit: BatchKit, *, share: float = _SHARE) -> None:
         self._kit = kit
+        self._share = share
+        self._totals: tuple[JobTotals, ...] = ()
+        self._totals_until = 0.0
         self._counters = _Rising()
         # An older reading that is counted after a newer one would look like runs that were removed.
         self._lock = threading.Lock()
@@ -61,13 +69,20 @@ class BatchkitCollector(Collector):
     def _collected(self) -> list[Metric]:
         up = GaugeMetricFamily("batchkit_store_up", "Whether the database of batchkit could be read.")
         try:
-            busy, totals = self._kit.busy(), self._kit.totals()
+            busy, totals = self._kit.busy(), self._summed_up()
         except Exception as error:  # noqa: BLE001  the app's other metrics must not go with ours
             _logger.warning("metrics are left out, since the store cannot be read: %s", error)
             up.add_metric([], 0)
             return [up]
         up.add_metric([], 1)
         return [up, *_of_fleet(busy), *_of_jobs(totals, self._counters)]
+
+    def _summed_up(self) -> tuple[JobTotals, ...]:
+        began = time.monotonic()
+        if began >= self._totals_until:
+            self._totals = self._kit.totals()
+            self._totals_until = began + (time.monotonic() - began) / self._share
+        return self._totals
 
     def describe(self) -> Iterable[Metric]:
         """Give the names, without asking the store: to register it must not need a database."""

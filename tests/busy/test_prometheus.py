@@ -50,7 +50,7 @@ class Scraped:
         self.kit = BatchKit(url, queue=LocalQueue(), grace=10)
         self.registry = CollectorRegistry()
         # Before there is a table: to register it asks nobody.
-        self.registry.register(BatchkitCollector(self.kit))
+        self.registry.register(BatchkitCollector(self.kit, share=1))
 
     def samples(self) -> Samples:
         """Read the registry as an exporter does."""
@@ -220,3 +220,15 @@ def test_what_the_page_shows_runs_and_each_metric_is_on_it():
     ).stdout.split()
     assert len(names) > 10
     assert set(names) == set(re.findall(r"`(batchkit_\w+)`(?=[ ,])(?= \||, `)", page.partition("**You see**")[0]))
+
+
+def test_sums_that_take_long_are_kept_for_a_while(sqlite_url: str):
+    with closing(BatchKit(sqlite_url, queue=LocalQueue())) as kit:
+        kit.migrate()
+        registry = CollectorRegistry()
+        registry.register(BatchkitCollector(kit, share=1e-9))
+        assert 1 == value(parsed(generate_latest(registry).decode()), "store_up")
+        looks.start(last=20)
+        samples = parsed(generate_latest(registry).decode())
+        assert 1 == value(samples, "ready_partitions", queue="looks")
+        assert not any(name == "batchkit_runs" for name, _ in samples)
