@@ -18,6 +18,9 @@ _logger = logging.getLogger("batchkit")
 
 #: How often the store is asked what has become protected on other instances.
 _LOOK_SECONDS = 1.0
+#: A worker tells that it is about to claim something before the store can know of it.
+_LOOK_CLOSELY_SECONDS = 0.1
+_CLOSELY_SECONDS = 1.0
 #: How long a queue that has nothing protected left is still taken for one that has: the next slice may begin at once.
 _LINGER_SECONDS = 5.0
 #: The adapter's own count of a fleet takes a second, and its server need not hear more.
@@ -72,11 +75,15 @@ class JudoscaleHook(FleetHook):
         self._wakes.set()
 
     def _run(self, watch: _Watch) -> None:
+        closely_until = 0.0
         while not self._ends:
-            self._wakes.wait(self._look_seconds)
-            self._wakes.clear()
+            looks_closely = time.monotonic() < closely_until
+            if self._wakes.wait(_LOOK_CLOSELY_SECONDS if looks_closely else self._look_seconds):
+                self._wakes.clear()
+                closely_until = time.monotonic() + _CLOSELY_SECONDS
             try:
-                watch.look()
+                if watch.look():
+                    closely_until = 0.0
             except Exception:
                 _logger.info("what became protected could not be reported early; the timer does it", exc_info=True)
 
@@ -108,15 +115,16 @@ class _Watch:
         self._edges = Edges(_LINGER_SECONDS)
         self._pushed_at = 0.0
 
-    def look(self) -> None:
-        """Look once; where a report was made a moment ago, wait until there may be another."""
+    def look(self) -> bool:
+        """Look once, and tell whether a report was made; soon after another one it waits first."""
         queues = self._busy().queues
         counts = {each.queue: each.busy if self._counts_interruptible else each.protected for each in queues}
         if not self._edges.seen(counts, time.monotonic()):
-            return
+            return False
         time.sleep(max(0.0, self._pushed_at + _PUSH_EVERY_SECONDS - time.monotonic()))
         self._push()
         self._pushed_at = time.monotonic()
+        return True
 
 
 def _push() -> Callable[[], object] | None:
