@@ -332,6 +332,7 @@ class _Attendance:
         self._name = name
         self._instance = instance
         self._ends = ends
+        self._is_new = True
         self._guard = ForkGuard()
 
     def run(self) -> None:
@@ -350,8 +351,14 @@ class _Attendance:
         kind = self._kind
         try:
             is_to_drain = self._fleet.attend(
-                self._name, instance=self._instance, kind=kind.name, queues=kind.queues, slots=kind.slots
+                self._name,
+                instance=self._instance,
+                kind=kind.name,
+                queues=kind.queues,
+                slots=kind.slots,
+                is_new=self._is_new,
             )
+            self._is_new = False
         except Exception:
             _logger.info("a worker could not say that it is there; it tries again", exc_info=True)
             return
