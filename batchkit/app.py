@@ -22,7 +22,7 @@ from batchkit.errors import (
     RunFailed,
 )
 from batchkit.grace import grace_seconds, working_seconds
-from batchkit.hooks import checked_hooks
+from batchkit.hooks import FleetHook, checked_hooks
 from batchkit.job import JOBS, Definition, Registry, current_kit
 from batchkit.model import Lease, RunId, WakeUp
 from batchkit.notifying import Notifier
@@ -36,7 +36,8 @@ from batchkit.stopping import Stop, stopped_by_signals
 from batchkit.store import Clock, Health, Purged, Sessions, Store
 from batchkit.suspicion import Death
 from batchkit.sweep import Swept, sweep
-from batchkit.tracking import Breaks, Duty, Tracker, WorkerKind
+from batchkit.totals import JobTotals
+from batchkit.tracking import SUPERVISOR, Breaks, Duty, Tracker, WorkerKind
 from batchkit.using import NO_TERMS, Terms
 from batchkit.worker import Worker
 
@@ -334,6 +335,15 @@ class BatchKit:
         self._ready()
         return self._store.fleet.busy(sorted({job.options.queue for job in JOBS.values()}))
 
+    def totals(self) -> tuple[JobTotals, ...]:
+        """
+        Sum up the runs, items, checkpoints and interruptions of each job, over all runs that are in the store.
+
+        All of them are read, so it takes longer the more there are.
+        """
+        self._ready()
+        return self._store.totals.by_job()
+
     def busy_on(self, instance: str) -> int:
         """Count the slices that the workers of an instance work."""
         self._ready()
@@ -392,15 +402,28 @@ class BatchKit:
         return self._store.purging.purge(seconds=age, states=states, limit=limit)
 
     def supervise(self, *, every: float = _SUPERVISE_SECONDS, stop: Stop | None = None) -> None:
-        """Sweep every few seconds until SIGTERM or SIGINT. Any number of supervisors at once is safe."""
+        """
+        Sweep every few seconds until SIGTERM or SIGINT. Any number of supervisors at once is safe.
+
+        Hooks that tell of the whole fleet are called here too: stock `rq worker`s call none.
+        """
+        hooks = [each for each in self._busy_hooks if isinstance(each, FleetHook)]
+        tracker = Tracker(self._store.fleet, hooks, max_protect=self._breaks.max_protect)
         with Stop() as own, stopped_by_signals(stop or own) as stopping:
             _logger.info("sweeping", extra={"every_seconds": every})
-            while not stopping.requested:
-                try:
-                    self.recover()
-                except DatabaseUnavailable:
-                    _logger.warning("the database cannot be used; sweeping again later", exc_info=True)
-                stopping.wait(every)
+            tracker.start(SUPERVISOR)
+            try:
+                self._sweep_until(stopping, every=every)
+            finally:
+                tracker.stop()
+
+    def _sweep_until(self, stopping: Stop, *, every: float) -> None:
+        while not stopping.requested:
+            try:
+                self.recover()
+            except DatabaseUnavailable:
+                _logger.warning("the database cannot be used; sweeping again later", exc_info=True)
+            stopping.wait(every)
 
     # Tables
 

@@ -14,7 +14,19 @@ from typing import Annotated
 
 import typer
 
-from batchkit.cli import checking, failing, fleet, purging, reading, schema, serving, starting, steering, workers
+from batchkit.cli import (
+    checking,
+    failing,
+    fleet,
+    metrics,
+    purging,
+    reading,
+    schema,
+    serving,
+    starting,
+    steering,
+    workers,
+)
 from batchkit.cli.ending import USAGE, UsageProblem, one_line
 from batchkit.cli.invocation import Invocation
 from batchkit.errors import BatchkitError
@@ -60,6 +72,7 @@ failing.add_to(app)
 workers.add_to(app)
 fleet.add_to(app)
 serving.add_to(app)
+metrics.add_to(app)
 checking.add_to(app)
 purging.add_to(app)
 app.add_typer(schema.app, name="db")

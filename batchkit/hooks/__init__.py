@@ -7,12 +7,13 @@ this worker is busy, and whether it may be stopped.
 
 from __future__ import annotations
 
-from batchkit.hooks.busyness import BusyHook, HookContext, WorkerState
+from batchkit.hooks.busyness import BusyHook, FleetHook, HookContext, WorkerState
 from batchkit.hooks.checking import Hooks, checked_hooks
 from batchkit.hooks.runs import Happening, RunEvent, RunHook, happened
 
 __all__ = [
     "BusyHook",
+    "FleetHook",
     "Happening",
     "HookContext",
     "Hooks",

@@ -45,7 +45,7 @@ class HookContext:
     #: its main process, as instance and process id, and the dyno, pod, task or machine that it is part of
     worker: str
     instance: str
-    #: celery, rq or local
+    #: celery, rq or local; supervisor, where a `FleetHook` is called in `batchkit supervise`
     kind: str
     #: reads the whole fleet from the store; it may raise, and take as long as the database does
     busy: Callable[[], Busy]
@@ -92,3 +92,12 @@ class BusyHook(Protocol):
     def end(self) -> None:
         """Be told that the worker ends."""
         return
+
+
+class FleetHook(BusyHook):
+    """
+    A busy hook that tells of the whole fleet, by what `context.busy()` reads, and not of one worker alone.
+
+    So `batchkit supervise` calls it as well, as a worker of the kind `supervisor` that works nothing: the main process
+    of a stock `rq worker` runs no code of ours, and nobody else can tell of it.
+    """

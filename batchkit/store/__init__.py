@@ -23,6 +23,7 @@ from batchkit.store.runs import Runs
 from batchkit.store.schema import Schema
 from batchkit.store.suspects import Suspects
 from batchkit.store.tables import tables
+from batchkit.store.totals import Totals
 from batchkit.store.transaction import ChunkTransaction, KeptSession, Sessions
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "Sessions",
     "Store",
     "Suspects",
+    "Totals",
     "Tx",
     "after_commit",
     "session_itself",
@@ -69,6 +71,7 @@ class Store:
         self.health = Health(self.database)
         self.rates = Rates(self.database)
         self.fleet = Fleet(self.database)
+        self.totals = Totals(self.database)
         self.purging = Purging(self.database)
 
     def connection_of(self, session: Session) -> Tx:

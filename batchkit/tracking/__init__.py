@@ -9,6 +9,6 @@ from __future__ import annotations
 
 from batchkit.tracking.duty import Breaks, Duty
 from batchkit.tracking.tie import FREE, Tie, tied_to_main
-from batchkit.tracking.tracker import Tracker, WorkerKind
+from batchkit.tracking.tracker import SUPERVISOR, Tracker, WorkerKind
 
-__all__ = ["FREE", "Breaks", "Duty", "Tie", "Tracker", "WorkerKind", "tied_to_main"]
+__all__ = ["FREE", "SUPERVISOR", "Breaks", "Duty", "Tie", "Tracker", "WorkerKind", "tied_to_main"]

@@ -48,6 +48,10 @@ class WorkerKind:
     slots: int
 
 
+#: What `batchkit supervise` is: it works nothing, so it is not among the workers of the fleet.
+SUPERVISOR = WorkerKind("supervisor", (), 0)
+
+
 class Tracker:
     """
     Tracks one worker, in its main process.
@@ -85,8 +89,9 @@ class Tracker:
     def start(self, kind: WorkerKind) -> None:
         """Begin to track a worker."""
         name, instance = worker_name(), instance_name()
-        attendance = _Attendance(self._fleet, kind, name=name, instance=instance, ends=self._ends)
-        self._threads.append(threading.Thread(target=attendance.run, name="batchkit-attendance", daemon=True))
+        if kind is not SUPERVISOR:
+            attendance = _Attendance(self._fleet, kind, name=name, instance=instance, ends=self._ends)
+            self._threads.append(threading.Thread(target=attendance.run, name="batchkit-attendance", daemon=True))
         self.listen()
         if self._socket is not None:
             context = HookContext(

@@ -109,6 +109,18 @@ class CeleryQueue:
             return None
         return task
 
+    def is_message(self, task: str) -> bool:
+        """Tell whether messages of a task of this name are batchkit's: each works a slice, and no more than that."""
+        found = self._app.tasks.get(task)
+        return found is not None and self._is_ours(found)
+
+    def name_of(self, queue: str, job: str) -> str:
+        """Give Celery's name of the queue that wake-ups of a job go to, which is in *queue* for batchkit."""
+        if queue != _DEFAULT:
+            return queue
+        route = self._app.amqp.router.route({}, job).get("queue")
+        return str(getattr(route, "name", route) or self._app.conf.task_default_queue)
+
     def signature(
         self, job: Definition, args: tuple[object, ...], kwargs: dict[str, object], *, immutable: bool
     ) -> Signature:

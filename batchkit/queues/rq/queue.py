@@ -6,7 +6,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rq import Queue, get_current_job
@@ -102,6 +102,16 @@ class RQQueue:
             if message.survives_kills:
                 message.takes_turns()
         return message
+
+    def messages_among(self, job_ids: Sequence[str]) -> set[str]:
+        """
+        Tell which of these RQ jobs are batchkit's: each works a slice, and no more than that.
+
+        One whose first slice has not begun, though its horse has, cannot be told from another job.
+        """
+        found = Job.fetch_many(job_ids, connection=self._connection, serializer=self._serializer)
+        jobs = [job for job in found if job is not None]
+        return horses.noted_among(self._connection, jobs) | {job.id for job in jobs if notes.notes_of(job)}
 
     def is_at_work_here(self) -> bool:
         """Tell whether this process works an RQ job of the same Redis."""
