@@ -269,14 +269,16 @@ class BatchKit:
                 f"this kit's workers are those of {type(self._queue).__name__}; `work` is for the built-in LocalQueue"
             )
         tracker = self.tracker() if is_main else None
-        if tracker is not None:
-            tracker.start(WorkerKind("local", None if queues is None else tuple(sorted(queues)), 1))
-        try:
-            with Stop() as stop, stopped_by_signals(stop):
-                work_until_stopped(self._worker, self._store, self._queue, queues=queues, stop=stop)
-        finally:
+        with Stop() as stop:
             if tracker is not None:
-                tracker.stop()
+                kind = WorkerKind("local", None if queues is None else tuple(sorted(queues)), 1)
+                tracker.start(kind, is_stopping=lambda: stop.requested)
+            try:
+                with stopped_by_signals(stop):
+                    work_until_stopped(self._worker, self._store, self._queue, queues=queues, stop=stop)
+            finally:
+                if tracker is not None:
+                    tracker.stop()
 
     def work_run(self, run_id: RunId, *, stop: Stop, watch: Callable[[Lease], None] | None = None) -> Outcome | None:
         """Work one run in this process until it ends, is paused or is stopped; *watch* is called after each commit."""

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,8 +79,8 @@ class Tracker:
             self._socket = _Socket()
             os.environ[VARIABLE] = str(self._socket.path)
 
-    def start(self, kind: WorkerKind) -> None:
-        """Begin to track a worker."""
+    def start(self, kind: WorkerKind, *, is_stopping: Callable[[], bool]) -> None:
+        """Begin to track a worker; *is_stopping* tells whether it was asked to stop, and costs next to nothing."""
         name, instance = worker_name(), instance_name()
         attendance = _Attendance(self._fleet, kind, name=name, instance=instance, ends=self._ends)
         self._threads.append(threading.Thread(target=attendance.run, name="batchkit-attendance", daemon=True))
@@ -98,7 +98,12 @@ class Tracker:
             for caller in callers:
                 caller.start(context)
             loop = _Loop(
-                self._socket, callers, Standing(name, instance, self._linger), repeat=self._repeat, ends=self._ends
+                self._socket,
+                callers,
+                Standing(name, instance, self._linger),
+                is_stopping=is_stopping,
+                repeat=self._repeat,
+                ends=self._ends,
             )
             self._threads.append(threading.Thread(target=loop.run, name="batchkit-tracker", daemon=True))
         for thread in self._threads:
@@ -177,11 +182,19 @@ class _Loop:
     """Hears slices and tells hooks, in one thread."""
 
     def __init__(
-        self, listening: _Socket, callers: Sequence[Caller], standing: Standing, *, repeat: float, ends: threading.Event
+        self,
+        listening: _Socket,
+        callers: Sequence[Caller],
+        standing: Standing,
+        *,
+        is_stopping: Callable[[], bool],
+        repeat: float,
+        ends: threading.Event,
     ) -> None:
         self._listening = listening
         self._callers = callers
         self._standing = standing
+        self._is_stopping = is_stopping
         self._repeat = repeat
         self._ends = ends
         self._selector = selectors.DefaultSelector()
@@ -263,7 +276,7 @@ class _Loop:
         asked = [caller for caller in self._callers if caller.can_protect]
         link.awaited, link.answers = len(asked), []
         link.answer_until = time.monotonic() + PROTECT_SECONDS
-        state = self._standing.state(time.monotonic(), is_draining=self._notice.is_there)
+        state = self._state(time.monotonic())
         for caller in asked:
             caller.ask(state, lambda granted: self._note_answer(link, granted))
         if not asked:
@@ -301,7 +314,7 @@ class _Loop:
 
     def _tell(self) -> None:
         now = time.monotonic()
-        state = self._standing.state(now, is_draining=self._notice.is_there)
+        state = self._state(now)
         if is_edge(self._shown, state):
             self._tell_all("changed", state)
             self._shown = state
@@ -312,6 +325,9 @@ class _Loop:
         if self._moved and now - self._checkpointed_at >= _CHECKPOINTED_EVERY_SECONDS:
             self._moved, self._checkpointed_at = False, now
             self._tell_all("checkpointed", state)
+
+    def _state(self, now: float) -> WorkerState:
+        return self._standing.state(now, is_draining=self._notice.is_there, is_stopping=self._is_stopping())
 
     def _tell_all(self, method: str, state: WorkerState) -> None:
         for caller in self._callers:

@@ -259,7 +259,7 @@ class CeleryQueue:
     def _on_worker_ready(self, sender: Any, **_: Any) -> None:  # noqa: ANN401
         if sender.app is self._app:
             if self._tracker is not None:
-                self._tracker.start(self._kind_of(sender))
+                self._tracker.start(self._kind_of(sender), is_stopping=is_stopping)
             self._sweeper = Sweeper(self._attached.recover)
             self._sweeper.start()
             for task in self._app.tasks.values():
