@@ -14,6 +14,8 @@ class SliceSeen:
 
     #: whether it is about to be claimed, once the platform has protected the worker
     is_asking: bool = False
+    #: whether that was not refused
+    is_granted: bool = False
     has_begun: bool = False
     is_protected: bool = False
     expected: float | None = None
@@ -83,7 +85,10 @@ class Standing:
     def state(self, now: float, *, is_draining: bool, is_stopping: bool = False) -> WorkerState:
         """Give the state as it is shown now."""
         begun = [each for each in self.slices.values() if each.has_begun]
-        protected = sum(each.must_stay(now) for each in self.slices.values())
+        stay = [each for each in self.slices.values() if each.must_stay(now)]
+        protected = len(stay)
+        # What was asked for and refused leaves nothing behind.
+        lasting = sum(each.has_begun or each.is_granted for each in stay)
         remaining = [each.remaining(now) for each in begun]
         known = [each for each in remaining if each is not None]
         is_draining = is_draining or is_stopping
@@ -91,7 +96,8 @@ class Standing:
             # Whoever waits for the end of the work does not wait for what may come.
             busy, shown = len(begun), protected
         else:
-            busy, shown = self._busy.shown(len(begun), now), self._protected.shown(protected, now)
+            busy = self._busy.shown(len(begun), now)
+            shown = max(protected, self._protected.shown(lasting, now))
         self._sequence += 1
         return WorkerState(
             worker=self.worker,

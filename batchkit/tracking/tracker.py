@@ -23,6 +23,8 @@ from batchkit.hooks import BusyHook, HookContext, WorkerState
 from batchkit.instance import instance_name, worker_name
 from batchkit.store import ATTEND_EVERY_SECONDS, Fleet
 from batchkit.tracking.callers import PROTECT_SECONDS, Caller
+from batchkit.tracking.duty import ClosedHours
+from batchkit.tracking.patience import Patience
 from batchkit.tracking.standing import SliceSeen, Standing, is_edge
 from batchkit.tracking.tie import VARIABLE
 
@@ -102,6 +104,7 @@ class Tracker:
                 callers,
                 Standing(name, instance, self._linger),
                 is_stopping=is_stopping,
+                patience=Patience(ClosedHours(self._max_protect)),
                 repeat=self._repeat,
                 ends=self._ends,
             )
@@ -188,6 +191,7 @@ class _Loop:
         standing: Standing,
         *,
         is_stopping: Callable[[], bool],
+        patience: Patience,
         repeat: float,
         ends: threading.Event,
     ) -> None:
@@ -195,6 +199,7 @@ class _Loop:
         self._callers = callers
         self._standing = standing
         self._is_stopping = is_stopping
+        self._patience = patience
         self._repeat = repeat
         self._ends = ends
         self._selector = selectors.DefaultSelector()
@@ -273,10 +278,15 @@ class _Loop:
     # Asking for protection
 
     def _ask(self, link: _Link) -> None:
+        now = time.monotonic()
         asked = [caller for caller in self._callers if caller.can_protect]
         link.awaited, link.answers = len(asked), []
-        link.answer_until = time.monotonic() + PROTECT_SECONDS
-        state = self._state(time.monotonic())
+        link.answer_until = now + PROTECT_SECONDS
+        if self._patience.is_over(now):
+            link.answers.append(False)
+            self._reply(link)
+            return
+        state = self._state(now)
         for caller in asked:
             caller.ask(state, lambda granted: self._note_answer(link, granted))
         if not asked:
@@ -307,6 +317,7 @@ class _Loop:
             link.seen.is_asking = False
         elif link.awaited and link.answers == [True] * link.awaited:
             granted = True
+        link.seen.is_granted = granted is not False
         with suppress(OSError):
             link.connection.send(json.dumps({"granted": granted}).encode() + b"\n")
 
@@ -315,6 +326,7 @@ class _Loop:
     def _tell(self) -> None:
         now = time.monotonic()
         state = self._state(now)
+        self._patience.note(now, is_protected=state.is_protected)
         if is_edge(self._shown, state):
             self._tell_all("changed", state)
             self._shown = state
