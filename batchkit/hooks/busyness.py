@@ -66,8 +66,11 @@ class BusyHook(Protocol):
     changes nothing; one that fails or hangs is left alone for a while, and told of the newest state after that.
     """
 
-    def begin(self, context: HookContext) -> None:
+    # A type checker takes a method of a protocol that does nothing at all for an abstract one.
+
+    def begin(self, context: HookContext) -> None:  # noqa: ARG002  for those who write it
         """Be told that the worker has begun, before anything else."""
+        return
 
     def protect(self, state: WorkerState) -> bool | None:  # noqa: ARG002  for those who write it
         """
@@ -78,15 +81,18 @@ class BusyHook(Protocol):
         """
         return None
 
-    def changed(self, state: WorkerState) -> None:
+    def changed(self, state: WorkerState) -> None:  # noqa: ARG002  for those who write it
         """Be told at once that it is busy, protected, drained or stopping; after a moment that it is so no longer."""
+        return
 
     def repeated(self, state: WorkerState) -> None:
         """Be told the state again every few seconds, since something may have got lost; what `changed` does."""
         self.changed(state)
 
-    def checkpointed(self, state: WorkerState) -> None:
+    def checkpointed(self, state: WorkerState) -> None:  # noqa: ARG002  for those who write it
         """Be told, about once a second at the most, that a chunk was committed: it makes progress."""
+        return
 
     def end(self) -> None:
         """Be told that the worker ends."""
+        return
