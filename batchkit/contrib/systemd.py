@@ -135,7 +135,8 @@ def _status(state: WorkerState) -> str:
         return f"{stands}idle"
     remaining = "" if state.remaining is None else f", next checkpoint in {state.remaining:.0f} s"
     protected = f", {state.protected} protected" if state.protected else ""
-    return f"{stands}{state.protected + state.interruptible} slices{protected}{remaining}"
+    count = state.protected + state.interruptible
+    return f"{stands}{count} slice{'' if count == 1 else 's'}{protected}{remaining}"
 
 
 def _watchdog_seconds() -> float | None:
