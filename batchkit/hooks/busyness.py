@@ -66,8 +66,6 @@ class BusyHook(Protocol):
     changes nothing; one that fails or hangs is left alone for a while, and told of the newest state after that.
     """
 
-    # A type checker takes a method of a protocol that does nothing at all for an abstract one.
-
     def begin(self, context: HookContext) -> None:  # noqa: ARG002  for those who write it
         """Be told that the worker has begun, before anything else."""
         return
@@ -82,7 +80,7 @@ class BusyHook(Protocol):
         return None
 
     def changed(self, state: WorkerState) -> None:  # noqa: ARG002  for those who write it
-        """Be told at once that it is busy, protected, drained or stopping; after a moment that it is so no longer."""
+        """Be told that it became busy, protected or drained at once, and that it is so no longer after a moment."""
         return
 
     def repeated(self, state: WorkerState) -> None:

@@ -25,17 +25,21 @@ class ClosedHours:
 
     def __init__(self, max_protect: float | None) -> None:
         self.max_protect = max_protect
-        #: how long each of them lasts
-        self.length = 0.0 if max_protect is None else min(_LONGEST_CLOSED_SECONDS, max_protect * _CLOSED_SHARE)
+        self._closed = 0.0 if max_protect is None else min(_LONGEST_CLOSED_SECONDS, max_protect * _CLOSED_SHARE)
 
     @property
     def are_now(self) -> bool:
         """Whether it is such a time."""
-        return self.max_protect is not None and time.time() % self.max_protect < self.length
+        return self.max_protect is not None and time.time() % self.max_protect < self._closed
 
     def have_begun_since(self, began_at: float) -> bool:
         """Tell whether such a time has begun since *began_at*, a moment of `time.time()`."""
         return self.max_protect is not None and time.time() // self.max_protect > began_at // self.max_protect
+
+    @property
+    def length(self) -> float:
+        """How many seconds each of these times lasts."""
+        return self._closed
 
 
 class _Undrained:
