@@ -356,6 +356,9 @@ class _Attendance:
         self._instance = instance
         self._ends = ends
         self._guard = ForkGuard()
+        self._notice = DrainNotice()
+        #: whether the notice was put up for a drain that is written in the store
+        self._is_drained = False
 
     def run(self) -> None:
         """Attend until the tracker ends, and leave."""
@@ -378,6 +381,17 @@ class _Attendance:
         except Exception:
             _logger.info("a worker could not say that it is there; it tries again", exc_info=True)
             return
-        notice = DrainNotice()
-        if is_to_drain and not notice.look():
-            notice.put_up(seconds=_DRAIN_SECONDS)
+        if is_to_drain and not self._is_drained:
+            self._notice.put_up(seconds=_DRAIN_SECONDS)
+        elif is_to_drain and not self._notice.look():
+            # It has ended, or was called off here.
+            is_to_drain = not self._is_undrained()
+        self._is_drained = is_to_drain
+
+    def _is_undrained(self) -> bool:
+        try:
+            self._fleet.undrain(self._name)
+        except Exception:
+            _logger.info("a worker could not say that it takes work again; it tries again", exc_info=True)
+            return False
+        return True

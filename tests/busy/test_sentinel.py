@@ -43,7 +43,7 @@ def _exit_code(path: Path) -> int:
 
 def test_the_file_is_there_while_the_worker_is_busy(fleet: Fleet, path: Path):
     worker = fleet.worker()
-    run = fleet.start("count", pause=0.5)
+    run = fleet.start("count", pause=1.0)
     eventually(lambda: is_busy(path), within=60, message=fleet.crew.logs)
     assert worker.pid == json.loads(path.read_text())["pid"]
     fleet.check(run)
@@ -71,7 +71,7 @@ def test_the_file_of_a_worker_that_was_killed_is_known_to_be_stale(fleet: Fleet,
 
 def test_a_worker_that_ends_removes_its_file(fleet: Fleet, path: Path):
     worker = fleet.worker()
-    run = fleet.start("count", pause=0.5)
+    run = fleet.start("count", pause=1.0)
     eventually(path.exists, within=60, message=fleet.crew.logs)
     worker.send(signal.SIGTERM)
     worker.wait()
