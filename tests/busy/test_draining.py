@@ -71,8 +71,7 @@ def test_a_drained_worker_that_is_the_only_one_leaves_all_work_until_the_drain_i
     done = run.refresh().progress.done
     assert RunState.QUEUED == run.state
     later = fleet.start("count", pause=0.01)
-    # A slice would be seen here: the drain holds while the message of a new run reaches the queue.
-    fleet.command("wait-idle", "--timeout", "20")
+    fleet.wait_busy(lambda busy: busy.queue("default").ready == 2, "not both wait")
     assert (0, done) == (later.refresh().progress.done, run.refresh().progress.done)
     fleet.command("drain", "--off")
     fleet.check(run, later)
