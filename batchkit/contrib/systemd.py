@@ -14,6 +14,7 @@ from batchkit.hooks import BusyHook, HookContext, WorkerState
 _logger = logging.getLogger("batchkit")
 
 _MICROSECONDS = 1_000_000
+_SEND_SECONDS = 1.0
 #: After so many repetitions that did not come, nobody knows how the worker stands.
 _MISSED_REPETITIONS = 3
 
@@ -96,8 +97,8 @@ class Notify(BusyHook):
 
     def _stops(self) -> None:
         if not self._is_stopping:
-            self._is_stopping = True
-            self._send("STOPPING=1")
+            # Told again with the next state where it could not be told.
+            self._is_stopping = self._send("STOPPING=1")
 
     def _watch(self, every: float) -> None:
         while True:
@@ -113,20 +114,23 @@ class Notify(BusyHook):
             return False
         return not self._is_busy or now - self._moved_at <= self._longest_chunk
 
-    def _send(self, *lines: str) -> None:
+    def _send(self, *lines: str) -> bool:
+        """Send; say whether systemd has got it."""
         if self._address is None:
-            return
+            return False
         # systemd names an abstract socket by an @ in front.
         address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-                # Where its buffer is full, the manager is told later, and the worker does not wait.
-                sender.settimeout(0)
+                # The socket holds a few messages only: where it is full, systemd is about to read them.
+                sender.settimeout(_SEND_SECONDS)
                 sender.sendto("\n".join(lines).encode(), address)
         except OSError as error:
             if not self._has_warned:
                 self._has_warned = True
                 _logger.warning("systemd cannot be told at %s: %s", self._address, error)
+            return False
+        return True
 
 
 def _status(state: WorkerState) -> str:
