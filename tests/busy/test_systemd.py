@@ -8,6 +8,7 @@ import socket
 import struct
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -201,7 +202,7 @@ def test_a_stop_that_could_not_be_told_is_told_later(manager: Manager):
     hook.begin(_context())
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
         other.setblocking(False)
-        with pytest.raises(BlockingIOError):
+        with suppress(BlockingIOError):
             while True:
                 other.sendto(b"STATUS=of somebody else", manager.address)
     stopping = replace(IDLE, sequence=2, is_draining=True, is_stopping=True)
