@@ -16,6 +16,7 @@ from batchkit.errors import (
     IllegalTransition,
     InvalidDatabase,
     InvalidGrace,
+    InvalidPurge,
     InvalidQueue,
     JobNotFound,
     RunFailed,
@@ -30,12 +31,12 @@ from batchkit.queues.inline import InlineQueue
 from batchkit.queues.local import LocalQueue, work_until_stopped
 from batchkit.run import Run
 from batchkit.slicing import Ending, Outcome
-from batchkit.states import RunState
+from batchkit.states import FINAL, RunState
 from batchkit.stopping import Stop, stopped_by_signals
-from batchkit.store import Clock, Health, Sessions, Store
+from batchkit.store import Clock, Health, Purged, Sessions, Store
 from batchkit.suspicion import Death
 from batchkit.sweep import Swept, sweep
-from batchkit.tracking import ClosedHours, Duty, Tracker, WorkerKind
+from batchkit.tracking import Breaks, Duty, Tracker, WorkerKind
 from batchkit.using import NO_TERMS, Terms
 from batchkit.worker import Worker
 
@@ -112,9 +113,9 @@ class BatchKit:
         Notifier(self._store, checked.of_runs)
         self._queue: Queue = queue or LocalQueue()
         self._busy_hooks = checked.of_busyness
-        self._hours = ClosedHours(_max_protect(max_protect, has_hooks=bool(self._busy_hooks)))
+        self._breaks = Breaks(_max_protect(max_protect, has_hooks=bool(self._busy_hooks)))
         known = grace_seconds(grace)
-        duty = Duty(None if known is None else working_seconds(known), self._hours)
+        duty = Duty(None if known is None else working_seconds(known), self._breaks)
         self._worker = Worker(self._store, self._sessions, JOBS, known, duty)
         self._controls = Controls(self._store, self._sessions, self._queue, JOBS)
         self._deliveries = Deliveries(
@@ -347,12 +348,45 @@ class BatchKit:
 
     def tracker(self) -> Tracker:
         """Make what tracks the worker whose main process this is; queues, and `batchkit work`, call this."""
-        return Tracker(self._store.fleet, self._busy_hooks, max_protect=self._hours.max_protect)
+        return Tracker(self._store.fleet, self._busy_hooks, max_protect=self._breaks.max_protect)
 
     def recover(self) -> Swept:
         """Sweep once: settle runs whose workers died, and wake workers up for those that wait."""
         self._ready()
         return sweep(self._store, self._queue)
+
+    def purge(
+        self,
+        older_than: Duration,
+        *,
+        state: RunState | str | Collection[RunState | str] | None = None,
+        limit: int | None = None,
+    ) -> Purged:
+        """
+        Remove the runs that ended longer ago than *older_than*, with their failures and histories.
+
+        It works in short transactions, a thousand rows each, and may be interrupted and done again. Runs that have not
+        ended stay, and so do those whose failures are being tried again, or whose end a queue has yet to tell of. Of a
+        run with a `key=` its row stays, with counters and result, since another start with the key is to find it.
+
+        Args:
+            older_than: such as `timedelta(days=30)`, or seconds.
+            state: only those in this state, or these; by default succeeded, failed and cancelled ones.
+            limit: so many runs at the most.
+
+        Raises:
+            InvalidPurge: the time is none, or a state is not one in which a run has ended.
+        """
+        self._ready()
+        wanted = [state] if isinstance(state, str) else state
+        try:
+            age = seconds(older_than, name="older_than")
+            states = FINAL if wanted is None else frozenset(RunState(each) for each in wanted)
+        except (TypeError, ValueError) as error:
+            raise InvalidPurge(str(error)) from None
+        if not states <= FINAL:
+            raise InvalidPurge(f"only runs that have ended can be purged: {', '.join(sorted(FINAL))}; got {state!r}")
+        return self._store.purging.purge(seconds=age, states=states, limit=limit)
 
     def supervise(self, *, every: float = _SUPERVISE_SECONDS, stop: Stop | None = None) -> None:
         """Sweep every few seconds until SIGTERM or SIGINT. Any number of supervisors at once is safe."""

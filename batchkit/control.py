@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from batchkit.errors import InvalidJob, KeyTaken, NoFailures, RunActive
+from batchkit.errors import (
+    InvalidJob,
+    KeyTaken,
+    NoFailures,
+    RunActive,
+    RunPurged,
+)
 from batchkit.job import Definition
 from batchkit.model import Failure, NewRun, Partition, RunId, RunRecord, Transition
 from batchkit.promises import AT_MOST_ONCE, Delivery, promised
@@ -84,9 +90,12 @@ class Controls:
 
         Raises:
             NoFailures: there are none.
+            RunPurged: they were removed.
             RunActive: another unfinished run has its unique key.
         """
         record = self._store.runs.load(run_id)
+        if record.purged_at is not None:
+            raise RunPurged(run_id)
         # A run that tried failures again has left them with the run in which they failed first.
         origin = record.failures_of or run_id
         if not self._store.failures.count_open(origin, in_doubt=in_doubt):

@@ -365,6 +365,9 @@ class Deliveries:
                 if not stop.is_interruption(error):
                     raise
                 return Outcome(Ending.INTERRUPTED, chunks=0, items=0, error=error)
+            if outcome is not None and outcome.ending is Ending.LEFT:
+                self._leave(message, run_id, partition)
+                return None
             if outcome is None or outcome.ending not in {Ending.INTERRUPTED, Ending.EXHAUSTED}:
                 return outcome
             if outcome.ending is Ending.EXHAUSTED:
@@ -383,6 +386,13 @@ class Deliveries:
                 # For a moment this worker may still be the quickest to take it.
                 time.sleep(_HOP_SECONDS)
                 message.hand_on(wake_up)
+
+    def _leave(self, message: Message, run_id: RunId, partition: int) -> None:
+        """Leave what this worker is not to take to the others."""
+        if partition == message.partition:
+            self._hand_on(message, run_id)
+        else:
+            wake_run(self._store, self._queue, run_id, partition=partition)
 
     # The end
 

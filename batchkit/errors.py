@@ -151,6 +151,17 @@ class RunActive(BatchkitError):
         )
 
 
+class RunPurged(BatchkitError):
+    """Raised when something is asked of a run whose history and failures were removed."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        super().__init__(
+            f"run {run_id} was purged: its failures and its history are gone, and it cannot go on; "
+            f"rerun() starts another with the same params"
+        )
+
+
 class KeyTaken(BatchkitError):
     """Raised when a start has the key of an earlier one, but asks for something else."""
 
@@ -399,6 +410,10 @@ class InvalidQueue(BatchkitError):
 
 class InvalidGrace(BatchkitError):
     """Raised when a grace is no duration and no preset."""
+
+
+class InvalidPurge(BatchkitError):
+    """Raised when nobody could say what a purge should remove."""
 
 
 def _restored(kind: type[BatchkitError], args: tuple[object, ...], attributes: dict[str, object]) -> BatchkitError:

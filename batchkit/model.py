@@ -25,7 +25,16 @@ def new_run_id() -> RunId:
     (github.com/ulid/spec): 48 bits of milliseconds, 80 random bits, Crockford's base 32.
     """
     number = (int(time.time() * 1000) << 80) | secrets.randbits(80)
-    return RunId("".join(_CROCKFORD[(number >> shift) & 31] for shift in range(125, -1, -5)))
+    return RunId(_encoded(number))
+
+
+def run_id_at(moment: float) -> RunId:
+    """Give the id in front of all that were made at *moment*, in seconds since the epoch, or later."""
+    return RunId(_encoded(int(max(0.0, moment) * 1000) << 80))
+
+
+def _encoded(number: int) -> str:
+    return "".join(_CROCKFORD[(number >> shift) & 31] for shift in range(125, -1, -5))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +168,8 @@ class RunRecord:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    #: when its history and its failures were removed
+    purged_at: datetime | None
     progress: Progress
 
 

@@ -10,11 +10,11 @@ from batchkit.model import NewRun, RunId, RunRecord
 from batchkit.planning import Cursors, make_source
 from batchkit.promises import EXACTLY_ONCE, cannot_commit_together, promised
 from batchkit.sources.base import Continued
+from batchkit.starting_keys import KEYS_OF_USERS
 from batchkit.using import NO_TERMS, Terms
 from batchkit.values import dumps
 
 #: Queues begin the start keys of their messages with their own names, and no queue is called so.
-_KEYS_OF_USERS = "key:"
 
 
 def new_run(
@@ -46,7 +46,7 @@ def new_run(
         params=params,
         queue=terms.queue or job.options.queue,
         delivery=promised(job.options.delivery, commits_together=commits_together),
-        start_key=start_key if terms.key is None else _KEYS_OF_USERS + _digest(job, terms.key),
+        start_key=start_key if terms.key is None else KEYS_OF_USERS + _digest(job, terms.key),
         message=message,
         key=terms.key,
         unique_key=_unique_key(job, params),

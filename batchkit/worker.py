@@ -13,10 +13,13 @@ from batchkit.slicing import Ending, Outcome, Surroundings, work_slice
 from batchkit.states import RunState
 from batchkit.stopping import Stopping
 from batchkit.store import Sessions, Store
-from batchkit.tracking import ClosedHours, Duty, Tie, tied_to_main
+from batchkit.tracking import Breaks, Duty, Tie, tied_to_main
 
 _logger = logging.getLogger("batchkit")
 _POLL_SECONDS = 0.2
+
+
+_LEFT = Outcome(Ending.LEFT, chunks=0, items=0)
 
 
 def _watch_nothing(_: Lease) -> None:
@@ -39,7 +42,7 @@ class Worker:
         """Work one slice of whatever has waited longest; None when nothing could be claimed."""
         for run_id, number in self.store.leases.claimable(jobs=list(self.jobs), queues=queues):
             outcome = self.work_partition(run_id, number, stop=stop)
-            if outcome is not None:
+            if outcome is not None and outcome.ending is not Ending.LEFT:
                 return outcome
         return None
 
@@ -56,30 +59,32 @@ class Worker:
         """
         Claim a partition and work it.
 
-        None when somebody else was quicker, *wake_no* is not its newest wake-up, or this worker is not to take it: it
-        is being drained, or must be free to be stopped, or the platform does not grant that it is left alone.
+        None when somebody else was quicker, *wake_no* is not its newest wake-up, or no worker is to take it now: it
+        must not be stopped, and all are to be free to be stopped for a while.
 
         Raises:
             JobNotFound: the job of the run is not registered in this process.
         """
         options = self.jobs[self.store.runs.load(run_id).job].options
+        if is_sliced and self.duty.notice.is_there:
+            return _LEFT
         with tied_to_main() as tie:
-            if is_sliced and not self._may_claim(run_id, number, options, tie):
-                return None
+            if is_sliced and self._must_not_be_stopped(run_id, number, options, tie):
+                if self.duty.breaks.are_now:
+                    self.store.leases.postpone(run_id, number, wake_no=wake_no, seconds=self.duty.breaks.seconds_left)
+                    return None
+                if tie.ask() is False:
+                    return _LEFT
             return self._claim_and_work(
                 run_id, number, options, tie, stop=stop, watch=watch, is_sliced=is_sliced, wake_no=wake_no
             )
 
-    def _may_claim(self, run_id: RunId, number: int, options: Options, tie: Tie) -> bool:
-        duty = self.duty
-        if duty.notice.is_there:
+    def _must_not_be_stopped(self, run_id: RunId, number: int, options: Options, tie: Tie) -> bool:
+        """Tell whether this worker must not be stopped once it has claimed, where anybody wants to know."""
+        if self.duty.breaks.max_protect is None and not tie.is_open:
             return False
-        if duty.hours.max_protect is None and not tie.is_open:
-            return True
         expected = self.store.leases.chunk_seconds(run_id, number) if options.interruptible else None
-        if not duty.is_protected(may_interrupt=options.interruptible, expected=expected):
-            return True
-        return not duty.hours.are_now and tie.ask() is not False
+        return self.duty.is_protected(may_interrupt=options.interruptible, expected=expected)
 
     def _claim_and_work(
         self,
@@ -116,7 +121,7 @@ class Worker:
             grace=self.grace,
             begun=claimed.tell,
             tie=tie,
-            hours=self.duty.hours if is_sliced else ClosedHours(None),
+            breaks=self.duty.breaks if is_sliced else Breaks(None),
             working=self.duty.working,
         )
         return work_slice(

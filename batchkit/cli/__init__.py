@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from batchkit.cli import checking, failing, fleet, reading, schema, starting, steering, workers
+from batchkit.cli import checking, failing, fleet, purging, reading, schema, starting, steering, workers
 from batchkit.cli.ending import USAGE, UsageProblem, one_line
 from batchkit.cli.invocation import Invocation
 from batchkit.errors import BatchkitError
@@ -60,6 +60,7 @@ failing.add_to(app)
 workers.add_to(app)
 fleet.add_to(app)
 checking.add_to(app)
+purging.add_to(app)
 app.add_typer(schema.app, name="db")
 
 

@@ -98,7 +98,7 @@ class Course:
         """
         if self.around.stop.requested:
             raise Stopped
-        if self.around.hours.have_begun_since(self._began_at) and self.is_protected:
+        if self.around.breaks.has_begun_since(self._began_at) and self.is_protected:
             raise Stopped("max_protect is over, and the worker free to be stopped for a while")
         if self.timer.is_lost:
             raise self.lease_lost()

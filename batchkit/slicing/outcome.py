@@ -10,7 +10,7 @@ from batchkit.errors import BatchkitError
 from batchkit.model import Lease
 from batchkit.stopping import Stopping
 from batchkit.store import Sessions, Store
-from batchkit.tracking import FREE, ClosedHours, Tie
+from batchkit.tracking import FREE, Breaks, Tie
 
 
 class Ending(enum.Enum):
@@ -30,6 +30,8 @@ class Ending(enum.Enum):
     HELD = "held"
     #: this worker's code does not fit the run; it was left to others
     DECLINED = "declined"
+    #: nothing was claimed: this worker is being drained, or its platform does not promise to leave it alone
+    LEFT = "left"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class Surroundings:
     #: tells the worker's main process of the slice
     tie: Tie = FREE
     #: when no worker may be protected
-    hours: ClosedHours = field(default_factory=lambda: ClosedHours(None))
+    breaks: Breaks = field(default_factory=lambda: Breaks(None))
     #: how long the worker may go on after a signal to stop
     working: float | None = None
 

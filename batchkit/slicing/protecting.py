@@ -40,19 +40,27 @@ class Protecting:
     @contextmanager
     def protected(self) -> Iterator[None]:
         """Protect what is done inside the block."""
-        is_told = self._depth == 0 and self._may_be_long
-        self._depth += 1
-        began = time.monotonic()
+        if self._depth:
+            yield
+            return
+        # What is told is told inside: a connection that is cut off while it is opened is nobody's to close.
+        with self._cutter.protected(self._longest), self._told():
+            began = time.monotonic()
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
+                self._longest = max(time.monotonic() - began, (self._longest or 0.0) * _LONGEST_DECAY)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        is_told = self._may_be_long
         try:
             if is_told:
                 self._tell(is_protected=True)
-            with self._cutter.protected(self._longest):
-                began = time.monotonic()
-                yield
+            yield
         finally:
-            self._depth -= 1
-            if self._depth == 0:
-                self._longest = max(time.monotonic() - began, (self._longest or 0.0) * _LONGEST_DECAY)
             if is_told:
                 self._tell(is_protected=False)
 

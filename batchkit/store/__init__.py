@@ -16,6 +16,7 @@ from batchkit.store.fleet import ATTEND_EVERY_SECONDS, Fleet
 from batchkit.store.health import Backlog, ClockOffset, Health
 from batchkit.store.leases import Leases
 from batchkit.store.outbox import Tx, after_commit, session_itself
+from batchkit.store.purging import Purged, Purging
 from batchkit.store.rates import Rates
 from batchkit.store.results import OpenResults
 from batchkit.store.runs import Runs
@@ -39,6 +40,8 @@ __all__ = [
     "KeptSession",
     "Leases",
     "OpenResults",
+    "Purged",
+    "Purging",
     "Rates",
     "Runs",
     "Schema",
@@ -66,6 +69,7 @@ class Store:
         self.health = Health(self.database)
         self.rates = Rates(self.database)
         self.fleet = Fleet(self.database)
+        self.purging = Purging(self.database)
 
     def connection_of(self, session: Session) -> Tx:
         """

@@ -109,6 +109,11 @@ class Leases:
             lease = _lease(run, tx.execute(self._statements.read_partition(run_id, number)).mappings().one())
             return lease if lease.doubt is None else self._left_in_doubt(tx, lease)
 
+    def postpone(self, run_id: RunId, number: int, *, wake_no: int | None, seconds: float) -> None:
+        """Have a partition that nobody holds wait for *seconds*; with *wake_no*, only if that is its newest wake-up."""
+        with self._database.transaction() as tx:
+            tx.execute(self._statements.postpone(run_id, number, wake_no=wake_no, seconds=seconds))
+
     def chunk_seconds(self, run_id: RunId, number: int) -> float | None:
         """Say how long the next chunk of a partition is expected to take; None where nothing is known."""
         with self._database.reading() as tx:

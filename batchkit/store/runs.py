@@ -12,7 +12,12 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, RowMapping, Select
 from sqlalchemy.exc import IntegrityError
 
-from batchkit.errors import NotSerializable, RunActive, RunNotFound
+from batchkit.errors import (
+    NotSerializable,
+    RunActive,
+    RunNotFound,
+    RunPurged,
+)
 from batchkit.hooks import Happening, happened
 from batchkit.model import NewRun, Partition, Progress, Range, RunError, RunId, RunRecord, Transition, WakeUp
 from batchkit.states import (
@@ -146,6 +151,7 @@ class Runs:
             RunNotFound, IllegalTransition
             NothingToSkip: no item is known to have killed its workers.
             RunActive: another unfinished run has its unique key.
+            RunPurged: it was purged.
         """
         try:
             return self._resume(run_id, accept=accept, skip=skip)
@@ -160,6 +166,8 @@ class Runs:
     def _resume(self, run_id: RunId, *, accept: bool, skip: bool) -> RunState:
         with self._database.transaction() as tx:
             run = self._lock_existing(tx, run_id)
+            if run["purged_at"] is not None:
+                raise RunPurged(run_id)
             if run["state"] is RunState.RUNNING and run["requested"] is Request.PAUSE and not (accept or skip):
                 tx.execute(self._statements.request(run_id, None))
                 return RunState.RUNNING
@@ -626,6 +634,7 @@ def _record(row: RowMapping) -> RunRecord:
         created_at=row["created_at"],
         started_at=row["started_at"],
         finished_at=row["finished_at"],
+        purged_at=row["purged_at"],
         progress=Progress(
             done=int(row["done"]),
             failed=int(row["failed"]),

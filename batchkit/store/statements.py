@@ -266,6 +266,20 @@ class Statements:
             is_protected=is_protected,
         )
 
+    def postpone(self, run_id: RunId, number: int, *, wake_no: int | None, seconds: float) -> Executable:
+        """Have a partition that nobody holds be due after *seconds*: the sweep wakes a worker up then."""
+        partition = self.partition.c
+        postponed = update(self.partition).where(
+            partition.run_id == run_id,
+            partition.number == number,
+            _unindexed(partition.state) == PartitionState.OPEN,
+            self._is_free(),
+        )
+        if wake_no is not None:
+            postponed = postponed.where(partition.wake_no == wake_no)
+        due = self.clock.after(literal(seconds, Float))
+        return postponed.values(due_at=due, resend_at=due)
+
     def chunk_seconds_of(self, job: str, *, runs: int) -> Select[Any]:
         """Give how long the chunks of the newest *runs* of a job were expected to take, at the most."""
         run, partition = self.run.c, self.partition.c

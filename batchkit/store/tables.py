@@ -136,6 +136,8 @@ def tables(schema: str | None = None) -> Tables:
         Column("planned_at", UtcTime),
         Column("started_at", UtcTime),
         Column("finished_at", UtcTime),
+        # When its history and its failures were removed; what is left is there for its start key.
+        Column("purged_at", UtcTime),
         Index("ix_batchkit_run_state", "state", "id"),
         Index("ix_batchkit_run_job", "job", "id"),
         Index("ix_batchkit_run_start_key", "start_key", unique=True),

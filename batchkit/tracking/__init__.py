@@ -7,8 +7,8 @@ what goes through here is only quicker.
 
 from __future__ import annotations
 
-from batchkit.tracking.duty import ClosedHours, Duty
+from batchkit.tracking.duty import Breaks, Duty
 from batchkit.tracking.tie import FREE, Tie, tied_to_main
 from batchkit.tracking.tracker import Tracker, WorkerKind
 
-__all__ = ["FREE", "ClosedHours", "Duty", "Tie", "Tracker", "WorkerKind", "tied_to_main"]
+__all__ = ["FREE", "Breaks", "Duty", "Tie", "Tracker", "WorkerKind", "tied_to_main"]

@@ -1,4 +1,4 @@
-"""Whether a worker may claim, and may go on: drains, and the hours in which nobody is protected."""
+"""Whether a worker may claim, and may go on: drains, and the breaks in which nobody is protected."""
 
 from __future__ import annotations
 
@@ -10,36 +10,41 @@ from batchkit.draining import DrainNotice
 from batchkit.stopping import Stopping
 
 #: How long workers stay free of protected work once `max_protect` is over: time for a report, and for who reads it.
-_LONGEST_CLOSED_SECONDS = 20.0
-_CLOSED_SHARE = 0.25
+_LONGEST_BREAK_SECONDS = 20.0
+_BREAK_SHARE = 0.25
 _LOOK_SECONDS = 0.2
 
 
-class ClosedHours:
+class Breaks:
     """
-    The times in which no worker begins, or goes on with, what must not be stopped.
+    The breaks in which no worker begins, or goes on with, what must not be stopped.
 
     A platform that looks at a whole fleet finds nobody protected only where all of them are free at the same moment. So
-    these times are the same everywhere: they begin at each multiple of *max_protect* since the epoch.
+    they are the same everywhere: they begin at each multiple of *max_protect* since the epoch.
     """
 
     def __init__(self, max_protect: float | None) -> None:
         self.max_protect = max_protect
-        self._closed = 0.0 if max_protect is None else min(_LONGEST_CLOSED_SECONDS, max_protect * _CLOSED_SHARE)
+        self._length = 0.0 if max_protect is None else min(_LONGEST_BREAK_SECONDS, max_protect * _BREAK_SHARE)
 
     @property
     def are_now(self) -> bool:
-        """Whether it is such a time."""
-        return self.max_protect is not None and time.time() % self.max_protect < self._closed
+        """Whether it is one of them."""
+        return self.seconds_left > 0
 
-    def have_begun_since(self, began_at: float) -> bool:
-        """Tell whether such a time has begun since *began_at*, a moment of `time.time()`."""
+    @property
+    def seconds_left(self) -> float:
+        """How long this one lasts yet; nothing outside of one."""
+        return max(0.0, self._length - time.time() % self.max_protect) if self.max_protect is not None else 0.0
+
+    def has_begun_since(self, began_at: float) -> bool:
+        """Tell whether one has begun since *began_at*, a moment of `time.time()`."""
         return self.max_protect is not None and time.time() // self.max_protect > began_at // self.max_protect
 
     @property
     def length(self) -> float:
-        """How many seconds each of these times lasts."""
-        return self._closed
+        """How many seconds each of them lasts."""
+        return self._length
 
 
 class _Undrained:
@@ -73,7 +78,7 @@ class Duty:
 
     #: how long the worker may go on after a signal to stop; None where nobody said
     working: float | None = None
-    hours: ClosedHours = field(default_factory=lambda: ClosedHours(None))
+    breaks: Breaks = field(default_factory=lambda: Breaks(None))
     notice: DrainNotice = field(default_factory=DrainNotice)
 
     def drained(self, stop: Stopping) -> Stopping:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from batchkit.tracking.duty import ClosedHours
+from batchkit.tracking.duty import Breaks
 
 
 class Patience:
     """
     Says when a worker that was protected for `max_protect` is to begin nothing protected any more.
 
-    The hours in which the whole fleet is closed see to that where chunks are short. A chunk that is longer than such an
-    hour outlasts it, and the next one would begin while the platform is still told of the last. So whoever was
-    protected for too long finishes what it has begun, and stays free for as long as such an hour.
+    The breaks of the whole fleet see to that where chunks are short. A chunk that is longer than a break outlasts it,
+    and the next one would begin while the platform is still told of the last. So whoever was protected for too long
+    finishes what it has begun, and then takes a break of its own.
     """
 
-    def __init__(self, hours: ClosedHours) -> None:
-        self._max_protect = hours.max_protect
-        self._free_seconds = hours.length
+    def __init__(self, breaks: Breaks) -> None:
+        self._max_protect = breaks.max_protect
+        self._free_seconds = breaks.length
         self._since: float | None = None
         self._free_until: float | None = None
 

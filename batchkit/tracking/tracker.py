@@ -23,7 +23,7 @@ from batchkit.hooks import BusyHook, HookContext, WorkerState
 from batchkit.instance import instance_name, worker_name
 from batchkit.store import ATTEND_EVERY_SECONDS, Fleet
 from batchkit.tracking.callers import PROTECT_SECONDS, Caller
-from batchkit.tracking.duty import ClosedHours
+from batchkit.tracking.duty import Breaks
 from batchkit.tracking.patience import Patience
 from batchkit.tracking.standing import SliceSeen, Standing, is_edge
 from batchkit.tracking.tie import VARIABLE
@@ -104,7 +104,7 @@ class Tracker:
                 callers,
                 Standing(name, instance, self._linger),
                 is_stopping=is_stopping,
-                patience=Patience(ClosedHours(self._max_protect)),
+                patience=Patience(Breaks(self._max_protect)),
                 repeat=self._repeat,
                 ends=self._ends,
             )

@@ -138,6 +138,8 @@ def fleet(  # noqa: PLR0917  fixtures
         "BATCHKIT_APP": f"{APP}:kit",
         "BATCHKIT_RUN_DIR": str(tmp_path / "run"),
         "BATCHKIT_INSTANCE": "pod-1",
+        # Not within this century.
+        "TEST_MAX_PROTECT": "10000000000",
         **settings,
     }
     with closing(BatchKit(postgres_url, queue=InlineQueue())) as kit, crew(tmp_path, env) as workers:

@@ -223,7 +223,7 @@ class TestMaxProtect:
     def test_the_task_can_be_stopped_for_a_moment_though_chunks_are_long(self, fleet: Fleet, agent: Agent):
         fleet.worker()
         agent.asked.clear()
-        # Longer than the two seconds for which the whole fleet is closed, and the time that an edge lingers.
+        # Longer than the break of two seconds that the whole fleet takes, which would end before the edge is shown.
         run = fleet.start("must-stay", pause=3.0)
         _wait_for(fleet, agent, [True, False])
         assert run.refresh().progress.done < ITEMS

@@ -206,7 +206,7 @@ def test_a_wait_for_the_rate_ends_at_once_when_the_worker_is_to_stop(
         )
         thread.start()
         rates = still_kit._store.rates  # noqa: SLF001  only what is reserved tells that the wait has begun
-        eventually(lambda: _reserved_hours(rates, run) == 2, within=30, message="nothing was reserved")
+        eventually(lambda: _reserved_breaks(rates, run) == 2, within=30, message="nothing was reserved")
         stop.request("SIGTERM")
         thread.join(30)
         assert not thread.is_alive()
@@ -216,7 +216,7 @@ def test_a_wait_for_the_rate_ends_at_once_when_the_worker_is_to_stop(
     assert (RunState.QUEUED, 0) == (run.refresh().state, run.progress.workers)
 
 
-def _reserved_hours(rates: Rates, run: Run) -> int:
+def _reserved_breaks(rates: Rates, run: Run) -> int:
     return round(rates.reserve(run.id, items=1, rate=1.0, patience=-1.0).seconds / 3600)
 
 

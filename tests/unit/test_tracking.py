@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from batchkit.tracking import ClosedHours
+from batchkit.tracking import Breaks
 from batchkit.tracking.patience import Patience
 from batchkit.tracking.standing import SliceSeen, Standing
 
@@ -44,7 +44,7 @@ def test_a_worker_that_stops_takes_nothing_and_lingers_not():
 
 
 def test_who_was_protected_for_too_long_begins_nothing_protected_until_it_was_free_for_a_while():
-    patience = Patience(ClosedHours(40.0))
+    patience = Patience(Breaks(40.0))
     for now in range(40):
         patience.note(float(now), is_protected=True)
         assert not patience.is_over(float(now))
@@ -58,13 +58,13 @@ def test_who_was_protected_for_too_long_begins_nothing_protected_until_it_was_fr
 
 
 def test_who_was_free_now_and_then_is_asked_for_nothing():
-    patience = Patience(ClosedHours(40.0))
+    patience = Patience(Breaks(40.0))
     for now in range(0, 400, 10):
         patience.note(float(now), is_protected=now % 30 != 0)
         assert not patience.is_over(float(now))
 
 
 def test_without_an_end_a_worker_may_be_protected_for_ever():
-    patience = Patience(ClosedHours(None))
+    patience = Patience(Breaks(None))
     patience.note(0.0, is_protected=True)
     assert not patience.is_over(1e9)
