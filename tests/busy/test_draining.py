@@ -19,6 +19,7 @@ from batchkit.busy import BusySlice
 from batchkit.draining import DrainNotice
 from tests.busy.conftest import Fleet
 from tests.queues.workers import QueueWorker
+from tests.servers.rabbitmq import RabbitServer
 from tests.waiting import eventually
 
 #: Less than it takes a sweep to wake somebody up once more.
@@ -108,6 +109,38 @@ def test_an_instance_is_drained_from_afar_by_its_name(fleet: Fleet, monkeypatch:
     fleet.command("drain", "--off", env=_on("pod-2"))
     fleet.wait_busy(lambda busy: not any(each.is_draining for each in busy.workers), "pod-2 is still drained")
     assert not DrainNotice("pod-2").look()
+
+
+class TestRabbitMQ:
+    """A broker that pushes messages, where the others are asked for them."""
+
+    @pytest.fixture
+    def kind(self) -> str:
+        return "celery"
+
+    @pytest.fixture
+    def settings(self, rabbit_server: RabbitServer) -> dict[str, str]:
+        return {"TEST_BROKER": rabbit_server.url}
+
+    def test_a_run_goes_on_elsewhere_at_once_there_as_well_and_here_after_the_drain(self, fleet: Fleet):
+        workers = _two_instances(fleet)
+        run = fleet.start("count", pause=1.5)
+        drained = _held(fleet, run).instance
+        (other,) = workers.keys() - {drained}
+        fleet.command("drain", env=_on(drained))
+        eventually(
+            lambda: _is_held_on(fleet, other),
+            within=_WITHOUT_A_SWEEP_SECONDS,
+            message=lambda: f"{other} does not go on: {run.history()}\n{fleet.crew.logs()}",
+        )
+        fleet.command("drain", "--off", env=_on(drained))
+        fleet.command("drain", env=_on(other))
+        eventually(
+            lambda: _is_held_on(fleet, drained),
+            within=_WITHOUT_A_SWEEP_SECONDS,
+            message=lambda: f"{drained} does not take it up: {run.history()}\n{fleet.crew.logs()}",
+        )
+        fleet.check(run)
 
 
 # The command by itself
