@@ -38,7 +38,7 @@ USAGE = 2
 COMMANDS = {
     "setup": None,
     # Most tests wait for processes that they have started, so more of them than processors.
-    "test": ["-m", "pytest", "-n", "4", "--dist", "loadgroup"],
+    "test": ["-m", "pytest", "-n", "6", "--dist", "loadgroup"],
     "demo": ["-m", "examples.normalize_emails"],
     "bench": ["-m", "benchmarks"],
 }
@@ -151,6 +151,8 @@ def become(command: list[str]) -> None:
     """Go on as *command*, so that its signals and its exit code are ours."""
     say(f"Running {shlex.join([str(Path(command[0]).relative_to(ROOT)), *command[1:]])}")
     os.chdir(ROOT)
+    # Tests start more than a thousand Pythons, and with this each would compile all of batchkit anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.execv(command[0], command)
 
 

@@ -146,6 +146,11 @@ class BatchKit:
         return self._worker.grace
 
     @property
+    def busy_hooks(self) -> list[str]:
+        """The names of the hooks that tell a platform of this worker."""
+        return [type(hook).__name__ for hook in self._busy_hooks]
+
+    @property
     def health(self) -> Health:
         """What the database says of itself, for `batchkit doctor`."""
         return self._store.health

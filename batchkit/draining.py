@@ -20,6 +20,7 @@ from batchkit.instance import instance_name
 #: The folder of the file, where the one for temporary files will not do.
 VARIABLE = "BATCHKIT_RUN_DIR"
 _LOOK_EVERY_SECONDS = 0.2
+_ROOT = 0
 
 
 class DrainNotice:
@@ -53,6 +54,9 @@ class DrainNotice:
     def look(self) -> bool:
         """Look whether the instance is being drained."""
         try:
+            if self._path.stat().st_uid not in {os.getuid(), _ROOT}:
+                # The folder is one that everybody can write to.
+                return False
             notice = json.loads(self._path.read_text())
             return bool(notice["boot"] == _boot() and notice["ends_at"] > time.time())
         except (OSError, ValueError, KeyError, TypeError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import shutil
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from batchkit.store import Store
 from tests.servers.debian import PackagesNotFoundError
 from tests.servers.mariadb import MariaDbServer
 from tests.servers.postgres import PostgresNotFoundError, PostgresServer
@@ -24,6 +26,25 @@ settings.register_profile("batchkit", parent=settings.get_profile(settings.get_c
 settings.load_profile("batchkit")
 
 _redis_databases = itertools.count()
+_TESTS = Path(__file__).parent
+# To migrate one database and copy that is many times as fast as to migrate each; the other folders, and tests that are
+# marked `bare`, look at how tables are made, or want none.
+_BEGIN_WITH_TABLES = {"acceptance", "busy", "outputs", "queues", "races", "slices", "store"}
+_TEMPLATE = "template_with_tables"
+
+
+def _template(request: pytest.FixtureRequest, fixture: str) -> str | None:
+    """Give the database, with batchkit's tables, that a test's own is a copy of; None if that is to be empty."""
+    folder = request.path.relative_to(_TESTS).parts[0]
+    if folder not in _BEGIN_WITH_TABLES or request.node.get_closest_marker("bare") is not None:
+        return None
+    template: str = request.getfixturevalue(fixture)
+    return template
+
+
+def _migrate(url: str) -> None:
+    with contextlib.closing(Store(url)) as store:
+        store.schema.migrate()
 
 
 @pytest.fixture(scope="session")
@@ -44,13 +65,20 @@ def postgres_server() -> Iterator[PostgresServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: PostgresServer) -> str:
+    """Give the name of a PostgreSQL database with batchkit's tables, to be copied."""
+    _migrate(postgres_server.create_database(_TEMPLATE))
+    return _TEMPLATE
+
+
 @pytest.fixture
-def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
-    """Give the URL of an empty PostgreSQL database, which is dropped after the test."""
+def postgres_url(request: pytest.FixtureRequest, postgres_server: PostgresServer) -> Iterator[str]:
+    """Give the URL of a PostgreSQL database of the test's own."""
     name = f"test_{uuid.uuid4().hex}"
     # A test that failed may have left the server stopped.
     postgres_server.start()
-    yield postgres_server.create_database(name)
+    yield postgres_server.create_database(name, template=_template(request, "postgres_template"))
     postgres_server.start()
     postgres_server.drop_database(name)
 
@@ -69,26 +97,45 @@ def mariadb_server() -> Iterator[MariaDbServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def mysql_template(mariadb_server: MariaDbServer) -> str:
+    """Give the name of a database in MariaDB with batchkit's tables, to be copied."""
+    _migrate(mariadb_server.create_database(_TEMPLATE))
+    return _TEMPLATE
+
+
 @pytest.fixture
-def mysql_url(mariadb_server: MariaDbServer) -> Iterator[str]:
-    """Give the URL of an empty database in MariaDB, which is dropped after the test."""
+def mysql_url(request: pytest.FixtureRequest, mariadb_server: MariaDbServer) -> Iterator[str]:
+    """Give the URL of a database in MariaDB of the test's own."""
     name = f"test_{uuid.uuid4().hex}"
     # A test that failed may have left the server stopped.
     mariadb_server.start()
-    yield mariadb_server.create_database(name)
+    yield mariadb_server.create_database(name, template=_template(request, "mysql_template"))
     mariadb_server.start()
     mariadb_server.drop_database(name)
 
 
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Give the path of an SQLite database with batchkit's tables, to be copied."""
+    path = tmp_path_factory.mktemp("template") / "batchkit.db"
+    _migrate(f"sqlite:///{path}")
+    return str(path)
+
+
 @pytest.fixture
-def sqlite_url(tmp_path: Path) -> str:
-    """Give the URL of an SQLite database that is not there yet."""
-    return f"sqlite:///{tmp_path / 'batchkit.db'}"
+def sqlite_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Give the URL of an SQLite database of the test's own, whose file is not there if it is to be empty."""
+    path = tmp_path / "batchkit.db"
+    template = _template(request, "sqlite_template")
+    if template is not None:
+        shutil.copyfile(template, path)
+    return f"sqlite:///{path}"
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "mysql"])
 def database_url(request: pytest.FixtureRequest) -> str:
-    """Run the test on each database in turn, and give the URL of an empty one."""
+    """Run the test on each database in turn, and give the URL of one of its own."""
     fixture = {"sqlite": "sqlite_url", "postgresql": "postgres_url", "mysql": "mysql_url"}[request.param]
     url: str = request.getfixturevalue(fixture)
     return url

@@ -9,6 +9,9 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _POLL_SECONDS = 0.02
+# Those who wait for long ask less often: most ask a database, and take the processors from what they wait for.
+_LONGEST_POLL_SECONDS = 0.1
+_SHARE_OF_WAITED = 0.05
 
 
 def eventually(condition: Callable[[], T], *, within: float = 5.0, message: str | Callable[[], str] = "") -> T:
@@ -21,7 +24,8 @@ def eventually(condition: Callable[[], T], *, within: float = 5.0, message: str 
     Raises:
         AssertionError: the time is up.
     """
-    deadline = time.monotonic() + within
+    began = time.monotonic()
+    deadline = began + within
     while True:
         # Read the clock first: a condition that is true at last, but slow to say so, is true.
         late = time.monotonic() >= deadline
@@ -31,4 +35,5 @@ def eventually(condition: Callable[[], T], *, within: float = 5.0, message: str 
         if late:
             text = message() if callable(message) else message
             raise AssertionError(f"not within {within:g} s: {text or condition}")
-        time.sleep(_POLL_SECONDS)
+        waited = time.monotonic() - began
+        time.sleep(min(max(_POLL_SECONDS, waited * _SHARE_OF_WAITED), _LONGEST_POLL_SECONDS))

@@ -9,6 +9,7 @@ from typing import Any, cast
 from batchkit.app import BatchKit
 from batchkit.doctor.database import check_database
 from batchkit.doctor.findings import Finding, Level, not_checked
+from batchkit.doctor.hooks import hook_findings
 from batchkit.doctor.jobs import RECENT_SECONDS, grace_findings, place_findings, stuck_findings
 from batchkit.doctor.platform import platform_findings
 from batchkit.doctor.runs import UNSWEPT_SECONDS, WAITED_SECONDS, backlog_findings
@@ -71,6 +72,7 @@ class _Examination:
 
     def _of_jobs(self) -> Iterator[Finding]:
         yield from platform_findings(platform_of(os.environ), grace=self._kit.grace)
+        yield from hook_findings(self._kit.busy_hooks, grace=self._kit.grace, queue=self._queue_kind)
         yield from grace_findings(self._jobs, self._chunk_seconds, grace=self._kit.grace)
         yield from stuck_findings(self._jobs, self._chunk_seconds)
         yield from place_findings(self._jobs, crosses_processes=self._kit.queue.crosses_processes)

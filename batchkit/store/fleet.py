@@ -162,18 +162,24 @@ class Fleet:
         with self._database.reading() as tx:
             return int(tx.execute(self._statements.held_on(instance)).scalar_one())
 
-    def attend(self, name: str, *, instance: str, kind: str, queues: Sequence[str] | None, slots: int) -> bool:
-        """Say that a worker is there; give whether it is to take nothing more."""
+    def attend(
+        self, name: str, *, instance: str, kind: str, queues: Sequence[str] | None, slots: int, is_new: bool = False
+    ) -> bool:
+        """
+        Say that a worker is there; give whether it is to take nothing more.
+
+        The first time *is_new*: another of its name, in a container that began anew, may have left its row behind.
+        """
+        insert_it = self._statements.insert_worker(name, instance=instance, kind=kind, queues=queues, slots=slots)
         with self._database.transaction() as tx:
-            if tx.execute(self._statements.attend(name)).rowcount != 1:
-                # It is new here, and removes the dead one by one: a range of rows would lock its neighbours.
-                for dead in tx.execute(self._statements.forgotten()).scalars().all():
+            if is_new:
+                # One by one: a range of rows would lock its neighbours.
+                for dead in [name, *tx.execute(self._statements.forgotten()).scalars()]:
                     tx.execute(self._statements.remove_worker(dead))
-                tx.execute(
-                    self._statements.insert_worker(name, instance=instance, kind=kind, queues=queues, slots=slots)
-                )
-                return False
-            return tx.execute(self._statements.read_draining(name)).scalar_one_or_none() is not None
+            elif tx.execute(self._statements.attend(name)).rowcount == 1:
+                return tx.execute(self._statements.read_draining(name)).scalar_one_or_none() is not None
+            tx.execute(insert_it)
+            return False
 
     def leave(self, name: str) -> None:
         """Say that a worker is not there any more."""

@@ -16,7 +16,7 @@ from batchkit.model import RunId, run_id_at
 from batchkit.starting_keys import KEYS_OF_USERS
 from batchkit.states import FINAL, RunState
 from batchkit.store.database import Database
-from batchkit.store.statements import Statements
+from batchkit.store.statements import Statements, unindexed
 
 #: How many rows a transaction removes at the most.
 _ROWS_AT_ONCE = 1000
@@ -42,7 +42,8 @@ class PurgeStatements(Statements):
 
     def purgeable(self, *, seconds: float, states: Collection[RunState], limit: int, after: str) -> Select[Any]:
         """Find runs that ended so long ago, whose end was told, and whose failures nobody tries again just now."""
-        run, retry = self.run.c, self.run.alias("retry").c
+        run, retry, transition = self.run.c, self.run.alias("retry").c, self.transition.c
+        is_keyed = run.start_key.like(f"{KEYS_OF_USERS}%")
         is_retried = exists().where(retry.failures_of == run.id, retry.state.not_in(FINAL))
         return (
             select(run.id)
@@ -53,8 +54,12 @@ class PurgeStatements(Statements):
                 run.id < run_id_at(time.time() + self.clock.shift() - seconds + _CLOCK_SLACK_SECONDS),
                 run.finished_at <= self._ago(seconds),
                 run.announce_at.is_(None),
-                # Of those that were purged, what was kept is kept for ever.
-                or_(run.purged_at.is_(None), run.start_key.is_(None), run.start_key.not_like(f"{KEYS_OF_USERS}%")),
+                # What is kept for its key stays. Its purge is over when its history is gone, the last to go.
+                or_(
+                    run.start_key.is_(None),
+                    ~is_keyed,
+                    exists().where(transition.run_id == run.id),
+                ),
                 ~is_retried,
             )
             .order_by(run.id)
@@ -66,7 +71,7 @@ class PurgeStatements(Statements):
         run = self.run.c
         return (
             update(self.run)
-            .where(run.id == run_id, run.state.in_(states), run.finished_at <= self._ago(seconds))
+            .where(run.id == run_id, unindexed(run.state).in_(states), run.finished_at <= self._ago(seconds))
             .values(purged_at=self.clock.now(), message=None)
         )
 

@@ -245,7 +245,7 @@ class Statements:
         claimed = update(self.partition).where(
             self.partition.c.run_id == run_id,
             self.partition.c.number == number,
-            _unindexed(self.partition.c.state) == PartitionState.OPEN,
+            unindexed(self.partition.c.state) == PartitionState.OPEN,
             self._is_free(),
         )
         if wake_no is not None:
@@ -272,7 +272,7 @@ class Statements:
         postponed = update(self.partition).where(
             partition.run_id == run_id,
             partition.number == number,
-            _unindexed(partition.state) == PartitionState.OPEN,
+            unindexed(partition.state) == PartitionState.OPEN,
             self._is_free(),
         )
         if wake_no is not None:
@@ -438,7 +438,7 @@ class Statements:
         partition = self.partition.c
         return (
             update(self.partition)
-            .where(partition.run_id == run_id, _unindexed(partition.worker) == worker, self._is_live())
+            .where(partition.run_id == run_id, unindexed(partition.worker) == worker, self._is_live())
             .values(lease_expires_at=self.clock.now())
         )
 
@@ -739,7 +739,7 @@ class Statements:
         """Win the right to send the message of an ended run again."""
         return (
             update(self.run)
-            .where(self.run.c.id == run_id, _unindexed(self.run.c.announce_at) <= self.clock.now())
+            .where(self.run.c.id == run_id, unindexed(self.run.c.announce_at) <= self.clock.now())
             .values(announce_at=self.clock.after(literal(patience, Float)))
         )
 
@@ -750,7 +750,7 @@ class Statements:
             update(self.run)
             .where(
                 run.id == run_id,
-                _unindexed(run.announce_at).is_not(None),
+                unindexed(run.announce_at).is_not(None),
                 or_(run.announcing_until.is_(None), run.announcing_until <= self.clock.now()),
             )
             .values(
@@ -875,7 +875,7 @@ def _count_if(condition: ColumnElement[bool]) -> ColumnElement[int]:
     return func.count(case((condition, 1)))
 
 
-def _unindexed(column: ColumnElement[V]) -> ColumnElement[V]:
+def unindexed(column: ColumnElement[V]) -> ColumnElement[V]:
     """
     Give a column in a form that no index can find.
 

@@ -355,6 +355,7 @@ class _Attendance:
         self._name = name
         self._instance = instance
         self._ends = ends
+        self._is_new = True
         self._guard = ForkGuard()
         self._notice = DrainNotice()
         #: whether the notice was put up for a drain that is written in the store
@@ -376,8 +377,14 @@ class _Attendance:
         kind = self._kind
         try:
             is_to_drain = self._fleet.attend(
-                self._name, instance=self._instance, kind=kind.name, queues=kind.queues, slots=kind.slots
+                self._name,
+                instance=self._instance,
+                kind=kind.name,
+                queues=kind.queues,
+                slots=kind.slots,
+                is_new=self._is_new,
             )
+            self._is_new = False
         except Exception:
             _logger.info("a worker could not say that it is there; it tries again", exc_info=True)
             return

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from sqlalchemy import Column, Integer, MetaData, Table, select
 
 from batchkit import csv_rows, items, json_lines, nested, pages, parquet_rows, rows, stream
@@ -30,6 +28,10 @@ _item = Table("item", MetaData(), Column("id", Integer, primary_key=True))
 @contextmanager
 def origin(folder: Path) -> Iterator[str]:
     """Give a folder with files of the numbers, and a server that gives them page by page; as one text for both."""
+    # Slow to import, and needed here alone: the workers of most tests have no use for it.
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
     every = range(1, ITEMS + 1)
     records = "".join(f'{number},"two\nlines, ü"\r\n' for number in every)
     (folder / "numbers.csv").write_bytes(f"number,text\r\n{records}".encode())

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests import forks
 from tests.waiting import eventually
-
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 class Worker:
@@ -21,13 +18,8 @@ class Worker:
     def __init__(self, url: str, fault: str, log: Path) -> None:
         self._log = log
         with log.open("ab") as stream:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.acceptance.app", url, *([fault] if fault else [])],
-                cwd=_ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-            )
+            arguments = [url, fault] if fault else [url]
+            self._process = forks.start("tests.acceptance.app", *arguments, output=stream.fileno(), env=os.environ)
 
     @property
     def pid(self) -> int:

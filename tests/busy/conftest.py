@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -48,11 +45,9 @@ class Fleet:
             return self.crew.celery("-c", str(slots), app=APP, env=env)
         if self.kind == "rq":
             return self.crew.rq(kind="batchkit.queues.rq.Worker", env=env)
-        return self.crew._start(  # noqa: SLF001  the one worker that says nothing when it is ready
-            [sys.executable, "-m", "batchkit", "-v", "-A", f"{APP}:kit", "work", "--processes", str(slots)],
-            ready="a worker process started" if slots > 1 else "",
-            env=env,
-        )
+        arguments = ["-v", "-A", f"{APP}:kit", "work", "--processes", str(slots)]
+        ready = "a worker process started" if slots > 1 else ""
+        return self.crew._start("batchkit", *arguments, ready=ready, env=env)  # noqa: SLF001  one that may say nothing
 
     def start(self, job: str, **params: object) -> Run:
         """Start a run as a deploy script does."""
@@ -60,11 +55,7 @@ class Fleet:
 
     def command(self, *arguments: str, expected: int = 0, env: Mapping[str, str] | None = None) -> str:
         """Run a command of batchkit's on the app that the workers run; give what it printed."""
-        command = [sys.executable, "-m", "batchkit", "-A", f"{APP}:kit", *arguments]
-        environment = {**os.environ, **self.crew.env, **(env or {})}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert expected == done.returncode, done.stderr
-        return done.stdout.strip()
+        return self.crew.command(f"{APP}:kit", *arguments, expected=expected, env=env)
 
     def told(self, method: str = "") -> list[dict[str, Any]]:
         """Give what the hook was told."""

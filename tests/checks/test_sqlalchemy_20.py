@@ -10,6 +10,8 @@ import pytest
 
 from tests.checks.older import older_python, run
 
+# Its Python is made once.
+pytestmark = pytest.mark.xdist_group("sqlalchemy 2.0")
 _SCRIPTS = Path(sys.executable).parent
 #: What sessions, connections and results go through; not what kills processes or waits for leases.
 _TESTS = (

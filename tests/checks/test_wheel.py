@@ -18,6 +18,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
+# It is built and installed once.
+pytestmark = pytest.mark.xdist_group("wheel")
 
 APP = """\
 from batchkit import BatchKit, Chunk, batched, span

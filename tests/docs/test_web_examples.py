@@ -8,13 +8,14 @@ import shlex
 import signal
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, text
 
+from tests import forks
 from tests.queues.workers import QueueWorker
 from tests.servers import programs
 from tests.waiting import eventually
@@ -36,7 +37,7 @@ class Procfile:
         command = shlex.split(os.path.expandvars(self._expanded(name)))
         log = self._folder / f"{name}-{len(self._started)}.log"
         log.touch()
-        process = QueueWorker(command, ready=ready, log=log, env=self._env)
+        process = QueueWorker(self._executed(command), ready=ready, log=log)
         self._started.append(process)
         return process
 
@@ -45,7 +46,7 @@ class Procfile:
         command = shlex.split(self._expanded(name))
         log = self._folder / f"{name}.log"
         log.touch()
-        process = QueueWorker(command, ready="", log=log, env=self._env)
+        process = QueueWorker(self._executed(command), ready="", log=log)
         assert 0 == process.wait(), process.log()
 
     def names(self) -> set[str]:
@@ -56,6 +57,10 @@ class Procfile:
         """End all of them."""
         for process in self._started:
             process.end()
+
+    def _executed(self, command: list[str]) -> Callable[[int], forks.Process]:
+        env = {**os.environ, **self._env}
+        return lambda output: forks.execute(command, output=output, env=env, new_session=True)
 
     def _expanded(self, name: str) -> str:
         line = self._lines[name]

@@ -75,6 +75,7 @@ def _files() -> dict[str, bytes]:
     return jobs.exported(create_engine("sqlite://"))
 
 
+@pytest.mark.bare
 @pytest.mark.timeout(300)
 def test_an_export_is_exact_to_the_byte_after_a_kill_at_each_commit(database_url: str, folder: Path):
     path = str(folder / "people")

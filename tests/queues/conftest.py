@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -48,11 +45,7 @@ class Bench:
 
     def command(self, *arguments: str) -> str:
         """Run a command of batchkit's on the app that the workers run; give what it printed."""
-        command = [sys.executable, "-m", "batchkit", "-A", self.app, *arguments]
-        environment = {**os.environ, **self.crew.env}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert 0 == done.returncode, done.stderr
-        return done.stdout.strip()
+        return self.crew.command(self.app, *arguments)
 
     def run(self) -> Run:
         """Give the only run, once there is one."""

@@ -5,32 +5,23 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests import forks
 from tests.waiting import eventually
-
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 class QueueWorker:
     """A worker's main process with its children."""
 
-    def __init__(self, command: list[str], *, ready: str, log: Path, env: Mapping[str, str]) -> None:
+    def __init__(self, start: Callable[[int], forks.Process], *, ready: str, log: Path) -> None:
         self._log = log
         self._seen: set[int] = set()
         with log.open("ab") as stream:
-            self._process = subprocess.Popen(
-                command,
-                cwd=_ROOT,
-                env={**os.environ, **env},
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                start_new_session=True,
-            )
+            self._process = start(stream.fileno())
         try:
             eventually(
                 lambda: ready in log.read_text(errors="replace") or self._process.poll() is not None,
@@ -60,7 +51,8 @@ class QueueWorker:
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the main process."""
-        self._process.send_signal(number)
+        if self.is_alive:
+            _send(self.pid, number)
 
     def send_children(self, number: signal.Signals) -> None:
         """Send a signal to its children."""
@@ -113,34 +105,53 @@ class Crew:
     ) -> QueueWorker:
         """Start a stock Celery worker."""
         number = len(self.workers)
-        command = [sys.executable, "-m", "celery", "-A", app, "worker", "-l", "INFO"]
-        command += ["--without-mingle", "--without-gossip", "-n", f"w{number}@%h", *options]
-        return self._start(command, ready=" ready.", env=env)
+        arguments = ["-A", app, "worker", "-l", "INFO", "--without-mingle", "--without-gossip", "-n", f"w{number}@%h"]
+        # gevent changes the standard library before anything else is imported.
+        may_fork = "gevent" not in options
+        return self._start("celery", *arguments, *options, ready=" ready.", env=env, may_fork=may_fork)
 
     def rq(self, *options: str, kind: str = "rq.Worker", env: Mapping[str, str] | None = None) -> QueueWorker:
         """Start a stock RQ worker."""
-        command = [sys.executable, "-m", "rq.cli", "worker", "-u", self.env["TEST_BROKER"], "-w", kind, *options]
-        return self._start([*command, "default"], ready="Listening on", env=env)
+        arguments = ["worker", "-u", self.env["TEST_BROKER"], "-w", kind, *options, "default"]
+        return self._start("rq.cli", *arguments, ready="Listening on", env=env)
 
     def rq_pool(self, *options: str, number: int = 2) -> QueueWorker:
         """Start a stock pool of RQ workers."""
-        command = [sys.executable, "-m", "rq.cli", "worker-pool", "-u", self.env["TEST_BROKER"], "-n", str(number)]
-        return self._start([*command, *options, "default"], ready="Listening on", env=None)
+        arguments = ["worker-pool", "-u", self.env["TEST_BROKER"], "-n", str(number), *options, "default"]
+        return self._start("rq.cli", *arguments, ready="Listening on")
 
     def work(self, app: str, *options: str) -> QueueWorker:
         """Start workers of the built-in queue."""
-        command = [sys.executable, "-m", "batchkit", "-A", app, "work", *options]
-        return self._start(command, ready="a worker process started", env=None)
+        return self._start("batchkit", "-A", app, "work", *options, ready="a worker process started")
 
     def supervisor(self, app: str) -> QueueWorker:
         """Start the process that sweeps for RQ."""
-        command = [sys.executable, "-m", "batchkit", "-A", app, "supervise"]
-        return self._start(command, ready="sweeping", env=None)
+        return self._start("batchkit", "-A", app, "supervise", ready="sweeping")
 
-    def _start(self, command: list[str], *, ready: str, env: Mapping[str, str] | None) -> QueueWorker:
+    def command(self, app: str, *arguments: str, expected: int = 0, env: Mapping[str, str] | None = None) -> str:
+        """Run a command of batchkit's, which must end with the *expected* code; give what it printed."""
+        environment = {**os.environ, **self.env, **(env or {})}
+        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+            process = forks.start(
+                "batchkit", "-A", app, *arguments, output=output.fileno(), errors=errors.fileno(), env=environment
+            )
+            code = process.wait(timeout=60)
+            output.seek(0)
+            errors.seek(0)
+            assert expected == code, errors.read().decode()
+            return output.read().decode().strip()
+
+    def _start(
+        self, module: str, *arguments: str, ready: str, env: Mapping[str, str] | None = None, may_fork: bool = True
+    ) -> QueueWorker:
         log = self._folder / f"worker-{len(self.workers)}.log"
         log.touch()
-        worker = QueueWorker(command, ready=ready, log=log, env={**self.env, **(env or {})})
+        environment = {**os.environ, **self.env, **(env or {})}
+
+        def begin(output: int) -> forks.Process:
+            return forks.start(module, *arguments, output=output, env=environment, new_session=True, may_fork=may_fork)
+
+        worker = QueueWorker(begin, ready=ready, log=log)
         self.workers.append(worker)
         return worker
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests import forks
 from tests.queues.workers import QueueWorker
 
 
@@ -39,8 +41,13 @@ class Fleet:
         instance = f"w{self._number}"
         log = self._folder / f"{instance}.log"
         log.touch()
-        env = {**self._env, "BATCHKIT_INSTANCE": instance}
-        self._workers[instance] = QueueWorker(self._command(instance), ready="", log=log, env=env)
+        env = {**os.environ, **self._env, "BATCHKIT_INSTANCE": instance}
+        module, *arguments = self._command(instance)
+
+        def begin(output: int) -> forks.Process:
+            return forks.start(module, *arguments, output=output, env=env, new_session=True)
+
+        self._workers[instance] = QueueWorker(begin, ready="", log=log)
 
     def stop(self, instance: str) -> None:
         """Stop one, in the background."""
@@ -79,7 +86,7 @@ class Fleet:
 
     def _command(self, instance: str) -> list[str]:
         if self._kind == "rq":
-            worker = [sys.executable, "-m", "rq.cli", "worker", "-u", self._env["TEST_BROKER"]]
+            worker = ["rq.cli", "worker", "-u", self._env["TEST_BROKER"]]
             return [*worker, "-w", "batchkit.queues.rq.Worker", "default"]
-        worker = [sys.executable, "-m", "celery", "-A", "tests.scale_down.app", "worker", "-l", "INFO", "-c", "1"]
+        worker = ["celery", "-A", "tests.scale_down.app", "worker", "-l", "INFO", "-c", "1"]
         return [*worker, "--without-mingle", "--without-gossip", "-n", f"{instance}@%h"]

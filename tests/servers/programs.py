@@ -7,10 +7,45 @@ import random
 import shutil
 import socket
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
+
+from tests.servers import keeper
 
 # Below the ports that the system gives to outgoing connections, so that none of those takes ours while we restart.
 _PORTS = range(20_000, 32_000)
+
+_MEMORY = Path("/dev/shm")  # noqa: S108  mkdtemp makes a folder there that is ours
+_MEMORY_BYTES = 4 << 30
+
+
+def folder(prefix: str) -> Path:
+    """Make a folder for a server that many files are made in: in memory, where that is roomy, else on disk."""
+    # Not the place that TMPDIR says: it may be too long for a socket, or closed to other users.
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=_MEMORY if _is_roomy(_MEMORY) else "/tmp"))  # noqa: S108  the same
+
+
+def keep(folder: Path) -> subprocess.Popen[bytes]:
+    """Start what removes *folder*, and ends the PostgreSQL that runs there, if this process is killed."""
+    return subprocess.Popen(
+        [sys.executable, "-I", keeper.__file__, str(os.getpid()), str(folder)],
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C and the end of a terminal are for the tests
+    )
+
+
+def _is_roomy(place: Path) -> bool:
+    try:
+        found = os.statvfs(place)
+    except OSError:
+        return False
+    # A server's programs may have to be copied there as well.
+    runs_programs = not found.f_flag & os.ST_NOEXEC
+    return runs_programs and found.f_bavail * found.f_frsize >= _MEMORY_BYTES and os.access(place, os.W_OK | os.X_OK)
 
 
 def free_port() -> int:

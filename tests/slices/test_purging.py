@@ -127,6 +127,27 @@ def test_the_same_key_gives_the_same_run_though_that_was_purged(kit: BatchKit, l
     assert 0 == kit.purge(MONTH).kept, "once is enough"
 
 
+@pytest.mark.parametrize("key", [None, "January"])
+def test_a_purge_that_was_killed_is_ended_by_the_next(
+    kit: BatchKit, later: Later, monkeypatch: pytest.MonkeyPatch, key: str | None
+):
+    fails_at_some().using(key=key).start() if key else fails_at_some().start()
+    later.seconds = MONTH.total_seconds() + 1
+
+    def die(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(purging.Purging, "_remove_all", die)
+        with pytest.raises(KeyboardInterrupt):
+            kit.purge(MONTH)
+    assert 5 == rows(kit)["failure"]
+
+    assert 5 == kit.purge(MONTH).failures
+    assert (0, 0) == (rows(kit)["failure"], rows(kit)["transition"])
+    assert 0 == kit.purge(MONTH).kept
+
+
 def test_what_was_purged_cannot_go_on_and_says_so(kit: BatchKit, later: Later):
     def fail(chunk: Chunk[int]) -> None:
         raise ValueError("no")

@@ -132,9 +132,9 @@ def test_leases_are_counted_by_instance(bench: Bench):
     assert (2, 1, 0) == (fleet.held_on("pod-1"), fleet.held_on("pod-10"), fleet.held_on("pod_1"))
 
 
-def attend(bench: Bench, name: str = "pod-1:1", queues: list[str] | None = None) -> bool:
+def attend(bench: Bench, name: str = "pod-1:1", *, queues: list[str] | None = None, is_new: bool = False) -> bool:
     instance = name.rpartition(":")[0]
-    return bench.store.fleet.attend(name, instance=instance, kind="celery", queues=queues, slots=4)
+    return bench.store.fleet.attend(name, instance=instance, kind="celery", queues=queues, slots=4, is_new=is_new)
 
 
 def test_an_idle_worker_is_there_until_it_leaves_or_falls_silent(bench: Bench):
@@ -181,10 +181,20 @@ def test_a_drain_is_seen_by_the_workers_of_the_instance(bench: Bench):
     assert not any(each.is_draining for each in busy(bench).workers)
 
 
+def test_a_worker_with_the_name_of_a_dead_one_is_not_drained_for_that(bench: Bench):
+    attend(bench, is_new=True)
+    bench.store.fleet.drain("pod-1")
+    # In a container that began anew the process id is the same.
+    assert not attend(bench, is_new=True)
+    assert not attend(bench)
+    (worker,) = busy(bench).workers
+    assert not worker.is_draining
+
+
 def test_workers_that_were_killed_long_ago_are_forgotten(bench: Bench):
     attend(bench)
     bench.pass_time(4000)
-    attend(bench, "pod-2:1")
+    attend(bench, "pod-2:1", is_new=True)
     worker = bench.store.database.tables.worker
     with bench.store.database.reading() as tx:
         assert ["pod-2:1"] == list(tx.execute(worker.select()).scalars())

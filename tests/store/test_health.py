@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 
 import pytest
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import create_engine, event, make_url, text
 
 from batchkit import BatchKit
 from batchkit.doctor import Level, examine
@@ -62,7 +62,7 @@ def test_what_mysql_leaves_open_is_found(mysql_url: str):
         tx.execute(text("ALTER TABLE batchkit_transition ENGINE=Aria TRANSACTIONAL=0"))
     engine.dispose()
 
-    unsafe = create_engine(f"{mysql_url}?charset=utf8mb3")
+    unsafe = create_engine(make_url(mysql_url).update_query_dict({"charset": "utf8mb3"}))
     event.listen(unsafe, "connect", lambda connection, _: connection.query("SET sql_mode = 'ANSI_QUOTES'"))
     with closing(BatchKit(unsafe, queue=InlineQueue(), grace=30)) as kit:
         findings = {finding.check: finding for finding in examine(kit)}
@@ -77,7 +77,7 @@ def test_what_mysql_leaves_open_is_found(mysql_url: str):
 def test_a_database_without_transactions_under_another_name_is_seen_where_the_tables_are(
     mysql_url: str, mariadb_server: MariaDbServer
 ):
-    name = f"{mysql_url.rsplit('/', 1)[1]}_b"
+    name = f"{make_url(mysql_url).database}_b"
     mariadb_server.create_database(name)
     try:
         with mariadb_server.connect() as query:
@@ -95,6 +95,7 @@ def test_an_engine_in_autocommit_is_found(postgres_url: str):
         assert "AUTOCOMMIT" in examine(kit)[0].problem
 
 
+@pytest.mark.bare
 def test_a_pool_of_one_connection_is_found_and_the_rest_is_checked(database_url: str):
     with closing(BatchKit(create_engine(database_url, pool_size=1, max_overflow=0), grace=30)) as kit:
         assert [("pool-size", Level.FAIL), ("database-tables", Level.FAIL)] == found(kit)

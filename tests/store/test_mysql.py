@@ -13,16 +13,17 @@ import pymysql
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Engine, create_engine, event, inspect, select, text
+from sqlalchemy import Engine, create_engine, event, inspect, make_url, select, text
 from sqlalchemy.exc import DBAPIError
 
 from batchkit import BatchKit, Chunk, RunState, span
 from batchkit.errors import InvalidDatabase
 from batchkit.model import NewRun
 from batchkit.queues import InlineQueue
-from batchkit.states import PartitionState
+from batchkit.states import FINAL, PartitionState
 from batchkit.store import Clock, Store, tables
 from batchkit.store.dialects import Fault, MySql
+from batchkit.store.purging import PurgeStatements
 from batchkit.store.statements import Statements
 from batchkit.store.tables import VERSION_TABLE
 from tests.servers.locks import anybody_waits
@@ -30,6 +31,9 @@ from tests.servers.mariadb import MariaDbServer
 from tests.slices.conftest import Ledger, job, write
 from tests.store.conftest import Bench
 from tests.waiting import eventually
+
+# How tables are made here is a part of it.
+pytestmark = pytest.mark.bare
 
 
 @pytest.fixture
@@ -159,7 +163,7 @@ def test_keys_differ_by_case_and_texts_are_of_any_length_and_script(
     mysql_url: str, mariadb_server: MariaDbServer, options: str
 ):
     with mariadb_server.connect() as query:
-        query.execute(f"ALTER DATABASE {mysql_url.rsplit('/', 1)[1]} {options}")
+        query.execute(f"ALTER DATABASE {make_url(mysql_url).database} {options}")
     with closing(Bench(mysql_url)) as bench:
         params = '{"text": "' + "snow ☃ and \N{PILE OF POO} " * 10_000 + '"}'
         keys = ("key", "KEY", "kéy")
@@ -292,7 +296,7 @@ def test_errors_mean_what_their_number_says(error: tuple[int, str], fault: Fault
 
 
 def test_a_schema_is_a_database_of_its_own(mysql_url: str, mariadb_server: MariaDbServer, done: Ledger):
-    name = f"{mysql_url.rsplit('/', 1)[1]}_b"
+    name = f"{make_url(mysql_url).database}_b"
     try:
         with closing(BatchKit(mysql_url, queue=InlineQueue(), schema=name)) as kit:
             kit.migrate()
@@ -310,6 +314,7 @@ def test_updates_of_one_row_find_it_by_its_id_and_by_no_other_index(mysql_url: s
         (wake_up,) = bench.store.runs.waiting(run_id)
         lease = bench.claim(run_id)
         statements = Statements(bench.store.database.tables, bench.store.database.clock)
+        purging = PurgeStatements(bench.store.database.tables, bench.store.database.clock)
         updates = [
             statements.lock_run(run_id),
             statements.claim(run_id, 0, holder="holder", worker="worker", seconds=10),
@@ -319,10 +324,15 @@ def test_updates_of_one_row_find_it_by_its_id_and_by_no_other_index(mysql_url: s
             statements.begin_announcing(run_id, seconds=20),
             statements.keep_announcing(run_id, seconds=20),
             statements.take_announcement_resend(run_id, patience=20),
+            statements.protect(lease, is_protected=True),
+            statements.postpone(run_id, 0, wake_no=1, seconds=20),
+            statements.expire("worker", run_id),
+            purging.begin_purge(run_id, seconds=20, states=FINAL),
+            purging.remove_run(run_id),
         ]
         engine = bench.store.database.engine
         with engine.connect() as connection:
             for update in updates:
-                compiled = update.compile(engine)  # type: ignore[attr-defined]
-                plan = connection.exec_driver_sql(f"EXPLAIN {compiled}", compiled.construct_params()).mappings().one()
+                compiled = update.compile(engine, compile_kwargs={"render_postcompile": True})  # type: ignore[attr-defined]
+                plan = connection.exec_driver_sql(f"EXPLAIN {compiled}", compiled.params).mappings().one()
                 assert "PRIMARY" == plan["key"], compiled
