@@ -154,15 +154,20 @@ def _run(*arguments: str, env: Mapping[str, str], cwd: Path) -> subprocess.Compl
     )
 
 
-def test_wait_idle_gives_up_with_75_while_somebody_works(fleet: Fleet, kind: str):
-    if kind != "local":
-        pytest.skip("the leases are the same for all queues")
-    fleet.worker()
-    run = fleet.start("count", pause=1.5)
-    _held(fleet, run)
-    fleet.command("wait-idle", "--timeout", "0.5", expected=75)
-    fleet.command("wait-idle", "--timeout", "0", "--instance", "pod-2")
-    fleet.check(run)
+class TestLeases:
+    """They are the same for all queues."""
+
+    @pytest.fixture
+    def kind(self) -> str:
+        return "local"
+
+    def test_wait_idle_gives_up_with_75_while_somebody_works(self, fleet: Fleet):
+        fleet.worker()
+        run = fleet.start("count", pause=1.5)
+        _held(fleet, run)
+        fleet.command("wait-idle", "--timeout", "0.5", expected=75)
+        fleet.command("wait-idle", "--timeout", "0", "--instance", "pod-2")
+        fleet.check(run)
 
 
 def test_wait_idle_needs_to_be_told_whose_database(tmp_path: Path):
