@@ -276,14 +276,16 @@ class BatchKit:
                 f"this kit's workers are those of {type(self._queue).__name__}; `work` is for the built-in LocalQueue"
             )
         tracker = self.tracker() if is_main else None
-        if tracker is not None:
-            tracker.start(WorkerKind("local", None if queues is None else tuple(sorted(queues)), 1))
-        try:
-            with Stop() as stop, stopped_by_signals(stop):
-                work_until_stopped(self._worker, self._store, self._queue, queues=queues, stop=stop)
-        finally:
+        with Stop() as stop:
             if tracker is not None:
-                tracker.stop()
+                kind = WorkerKind("local", None if queues is None else tuple(sorted(queues)), 1)
+                tracker.start(kind, is_stopping=lambda: stop.requested)
+            try:
+                with stopped_by_signals(stop):
+                    work_until_stopped(self._worker, self._store, self._queue, queues=queues, stop=stop)
+            finally:
+                if tracker is not None:
+                    tracker.stop()
 
     def work_run(self, run_id: RunId, *, stop: Stop, watch: Callable[[Lease], None] | None = None) -> Outcome | None:
         """Work one run in this process until it ends, is paused or is stopped; *watch* is called after each commit."""
@@ -408,10 +410,10 @@ class BatchKit:
         Hooks that tell of the whole fleet are called here too: stock `rq worker`s call none.
         """
         hooks = [each for each in self._busy_hooks if isinstance(each, FleetHook)]
-        tracker = Tracker(self._store.fleet, hooks, max_protect=self._breaks.max_protect)
+        tracker = Tracker(self._store.fleet, hooks, busy=self.busy, max_protect=self._breaks.max_protect)
         with Stop() as own, stopped_by_signals(stop or own) as stopping:
             _logger.info("sweeping", extra={"every_seconds": every})
-            tracker.start(SUPERVISOR)
+            tracker.start(SUPERVISOR, is_stopping=lambda: stopping.requested)
             try:
                 self._sweep_until(stopping, every=every)
             finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Annotated
 
@@ -83,11 +84,19 @@ def wait_idle(
     instance: InstanceOption = None,
 ) -> None:
     """Wait until no worker of this machine, pod or dyno is busy: after `drain`, in a platform's preStop."""
+    from batchkit.app import DATABASE_VARIABLE  # noqa: PLC0415  it brings SQLAlchemy
     from batchkit.errors import DatabaseUnavailable  # noqa: PLC0415  beside the others
     from batchkit.instance import instance_name  # noqa: PLC0415  beside the others
 
     name = instance or instance_name()
-    kit = invocation(context).kit(context)
+    call = invocation(context)
+    if call.spec is None and not os.environ.get(DATABASE_VARIABLE):
+        # The embedded default is a file that may be made by this very look: nobody would ever be busy in it.
+        raise UsageProblem(
+            f"`wait-idle` looks into the database of your workers: give their kit with -A module:kit, or set "
+            f"BATCHKIT_APP or {DATABASE_VARIABLE}"
+        )
+    kit = call.kit(context)
     until = time.monotonic() + timeout
     left: int | None = None
     while True:

@@ -15,6 +15,7 @@ from types import FrameType
 from batchkit.cli.deaths import Deaths
 from batchkit.cli.ending import DONE, INTERRUPTED
 from batchkit.cli.parent import PARENT_VARIABLE
+from batchkit.stopping import Stop
 
 _logger = logging.getLogger("batchkit")
 
@@ -25,18 +26,19 @@ _LONGEST_BACKOFF_SECONDS = 10.0
 _GOOD_LIFE_SECONDS = 5.0
 
 
-def work_in_children(command: Sequence[str], processes: int, *, deaths: Deaths) -> int:
+def work_in_children(command: Sequence[str], processes: int, *, deaths: Deaths, stop: Stop) -> int:
     """
     Keep *processes* children that run *command* alive until SIGTERM or SIGINT, wait for them, and give the exit code.
 
     Each signal is handed on to them: the first has them stop after the chunk in flight, the second rolls it back.
-    *deaths* is told of those that die.
+    *deaths* is told of those that die, and a stop is requested of *stop* for who wants to know of it.
     """
     places = [_Place(number, command, deaths) for number in range(1, processes + 1)]
     with _signals() as signals:
         handed_on = 0
         while True:
             while handed_on < len(signals):
+                stop.request(signal.Signals(signals[handed_on]).name)
                 handed_on += 1
                 deaths.stop()
                 for place in places:

@@ -48,17 +48,20 @@ def work(
     if wanted > 1:
         from batchkit.cli.deaths import Deaths  # noqa: PLC0415  only here
         from batchkit.cli.pool import work_in_children  # noqa: PLC0415  only here
+        from batchkit.stopping import Stop  # noqa: PLC0415  only here
         from batchkit.tracking import WorkerKind  # noqa: PLC0415  it brings SQLAlchemy
 
         kit.close()
         options = [part for name in queue or [] for part in ("--queue", name)]
         command = call.module_command("work", "--processes", "1", *options)
         tracker = kit.tracker()
-        tracker.start(WorkerKind("local", tuple(sorted(queue)) if queue else None, wanted))
-        try:
-            code = work_in_children(command, wanted, deaths=Deaths(kit))
-        finally:
-            tracker.stop()
+        with Stop() as stop:
+            kind = WorkerKind("local", tuple(sorted(queue)) if queue else None, wanted)
+            tracker.start(kind, is_stopping=lambda: stop.requested)
+            try:
+                code = work_in_children(command, wanted, deaths=Deaths(kit), stop=stop)
+            finally:
+                tracker.stop()
         raise typer.Exit(code)
     try:
         kit.work(queues=queue or None, is_main=not is_child)

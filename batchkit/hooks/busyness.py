@@ -22,10 +22,12 @@ class WorkerState:
     interruptible: int
     #: estimated seconds until the slowest of them is at its checkpoint; None where it is not known, or there is none
     remaining: float | None
-    #: whether it takes nothing more
+    #: whether it takes nothing more: it is stopping, or its instance is being drained, which may be called off
     is_draining: bool
     #: rises with each state of this worker: what comes late can be told by it
     sequence: int
+    #: whether it was asked to stop, by a signal, and ends once its slices are at their checkpoints
+    is_stopping: bool = False
 
     @property
     def is_busy(self) -> bool:

@@ -146,6 +146,10 @@ class FleetStatements(Statements):
             .values(draining_at=self.clock.now())
         )
 
+    def undrain(self, name: str) -> Executable:
+        """Let a worker take work again."""
+        return update(self.worker).where(self.worker.c.name == name).values(draining_at=None)
+
     def remove_worker(self, name: str) -> Executable:
         """Forget a worker."""
         return delete(self.worker).where(self.worker.c.name == name)
@@ -213,6 +217,11 @@ class Fleet:
         """Ask the workers of an instance to take nothing more, which they see when they attend; give how many."""
         with self._database.transaction() as tx:
             return tx.execute(self._statements.drain(instance)).rowcount
+
+    def undrain(self, name: str) -> None:
+        """Take note that a worker takes work again: its drain has ended, or was called off where it is."""
+        with self._database.transaction() as tx:
+            tx.execute(self._statements.undrain(name))
 
 
 def instance_of(worker: str) -> str:

@@ -41,6 +41,11 @@ class Breaks:
         """Tell whether one has begun since *began_at*, a moment of `time.time()`."""
         return self.max_protect is not None and time.time() // self.max_protect > began_at // self.max_protect
 
+    @property
+    def length(self) -> float:
+        """How many seconds each of them lasts."""
+        return self._length
+
 
 class _Undrained:
     """A request to stop, or the notice that the instance is being drained."""

@@ -14,6 +14,8 @@ class SliceSeen:
 
     #: whether it is about to be claimed, once the platform has protected the worker
     is_asking: bool = False
+    #: whether that was not refused
+    is_granted: bool = False
     has_begun: bool = False
     is_protected: bool = False
     expected: float | None = None
@@ -80,17 +82,22 @@ class Standing:
             slice_.is_protected = bool(message["is_protected"])
         return has_moved
 
-    def state(self, now: float, *, is_draining: bool) -> WorkerState:
+    def state(self, now: float, *, is_draining: bool, is_stopping: bool = False) -> WorkerState:
         """Give the state as it is shown now."""
         begun = [each for each in self.slices.values() if each.has_begun]
-        protected = sum(each.must_stay(now) for each in self.slices.values())
+        stay = [each for each in self.slices.values() if each.must_stay(now)]
+        protected = len(stay)
+        # What was asked for and refused leaves nothing behind.
+        lasting = sum(each.has_begun or each.is_granted for each in stay)
         remaining = [each.remaining(now) for each in begun]
         known = [each for each in remaining if each is not None]
+        is_draining = is_draining or is_stopping
         if is_draining:
             # Whoever waits for the end of the work does not wait for what may come.
             busy, shown = len(begun), protected
         else:
-            busy, shown = self._busy.shown(len(begun), now), self._protected.shown(protected, now)
+            busy = self._busy.shown(len(begun), now)
+            shown = max(protected, self._protected.shown(lasting, now))
         self._sequence += 1
         return WorkerState(
             worker=self.worker,
@@ -100,6 +107,7 @@ class Standing:
             remaining=max(known) if known and len(known) == len(remaining) else None,
             is_draining=is_draining,
             sequence=self._sequence,
+            is_stopping=is_stopping,
         )
 
 
@@ -107,8 +115,9 @@ def is_edge(before: WorkerState | None, after: WorkerState) -> bool:
     """Tell whether hooks are to be told of a state at once."""
     if before is None:
         return True
-    return (before.is_busy, before.is_protected, before.is_draining) != (
+    return (before.is_busy, before.is_protected, before.is_draining, before.is_stopping) != (
         after.is_busy,
         after.is_protected,
         after.is_draining,
+        after.is_stopping,
     )

@@ -24,6 +24,8 @@ from batchkit.hooks import BusyHook, HookContext, WorkerState
 from batchkit.instance import instance_name, worker_name
 from batchkit.store import ATTEND_EVERY_SECONDS, Fleet
 from batchkit.tracking.callers import PROTECT_SECONDS, Caller
+from batchkit.tracking.duty import Breaks
+from batchkit.tracking.patience import Patience
 from batchkit.tracking.standing import SliceSeen, Standing, is_edge
 from batchkit.tracking.tie import VARIABLE
 
@@ -86,8 +88,8 @@ class Tracker:
             self._socket = _Socket()
             os.environ[VARIABLE] = str(self._socket.path)
 
-    def start(self, kind: WorkerKind) -> None:
-        """Begin to track a worker."""
+    def start(self, kind: WorkerKind, *, is_stopping: Callable[[], bool]) -> None:
+        """Begin to track a worker; *is_stopping* tells whether it was asked to stop, and costs next to nothing."""
         name, instance = worker_name(), instance_name()
         if kind is not SUPERVISOR:
             attendance = _Attendance(self._fleet, kind, name=name, instance=instance, ends=self._ends)
@@ -106,7 +108,13 @@ class Tracker:
             for caller in callers:
                 caller.start(context)
             loop = _Loop(
-                self._socket, callers, Standing(name, instance, self._linger), repeat=self._repeat, ends=self._ends
+                self._socket,
+                callers,
+                Standing(name, instance, self._linger),
+                is_stopping=is_stopping,
+                patience=Patience(Breaks(self._max_protect)),
+                repeat=self._repeat,
+                ends=self._ends,
             )
             self._threads.append(threading.Thread(target=loop.run, name="batchkit-tracker", daemon=True))
         for thread in self._threads:
@@ -196,11 +204,21 @@ class _Loop:
     """Hears slices and tells hooks, in one thread."""
 
     def __init__(
-        self, listening: _Socket, callers: Sequence[Caller], standing: Standing, *, repeat: float, ends: threading.Event
+        self,
+        listening: _Socket,
+        callers: Sequence[Caller],
+        standing: Standing,
+        *,
+        is_stopping: Callable[[], bool],
+        patience: Patience,
+        repeat: float,
+        ends: threading.Event,
     ) -> None:
         self._listening = listening
         self._callers = callers
         self._standing = standing
+        self._is_stopping = is_stopping
+        self._patience = patience
         self._repeat = repeat
         self._ends = ends
         self._selector = selectors.DefaultSelector()
@@ -279,10 +297,15 @@ class _Loop:
     # Asking for protection
 
     def _ask(self, link: _Link) -> None:
+        now = time.monotonic()
         asked = [caller for caller in self._callers if caller.can_protect]
         link.awaited, link.answers = len(asked), []
-        link.answer_until = time.monotonic() + PROTECT_SECONDS
-        state = self._standing.state(time.monotonic(), is_draining=self._notice.is_there)
+        link.answer_until = now + PROTECT_SECONDS
+        if self._patience.is_over(now):
+            link.answers.append(False)
+            self._reply(link)
+            return
+        state = self._state(now)
         for caller in asked:
             caller.ask(state, lambda granted: self._note_answer(link, granted))
         if not asked:
@@ -313,6 +336,7 @@ class _Loop:
             link.seen.is_asking = False
         elif link.awaited and link.answers == [True] * link.awaited:
             granted = True
+        link.seen.is_granted = granted is not False
         with suppress(OSError):
             link.connection.send(json.dumps({"granted": granted}).encode() + b"\n")
 
@@ -320,7 +344,8 @@ class _Loop:
 
     def _tell(self) -> None:
         now = time.monotonic()
-        state = self._standing.state(now, is_draining=self._notice.is_there)
+        state = self._state(now)
+        self._patience.note(now, is_protected=state.is_protected)
         if is_edge(self._shown, state):
             self._tell_all("changed", state)
             self._shown = state
@@ -331,6 +356,9 @@ class _Loop:
         if self._moved and now - self._checkpointed_at >= _CHECKPOINTED_EVERY_SECONDS:
             self._moved, self._checkpointed_at = False, now
             self._tell_all("checkpointed", state)
+
+    def _state(self, now: float) -> WorkerState:
+        return self._standing.state(now, is_draining=self._notice.is_there, is_stopping=self._is_stopping())
 
     def _tell_all(self, method: str, state: WorkerState) -> None:
         for caller in self._callers:
@@ -348,6 +376,9 @@ class _Attendance:
         self._ends = ends
         self._is_new = True
         self._guard = ForkGuard()
+        self._notice = DrainNotice()
+        #: whether the notice was put up for a drain that is written in the store
+        self._is_drained = False
 
     def run(self) -> None:
         """Attend until the tracker ends, and leave."""
@@ -376,6 +407,17 @@ class _Attendance:
         except Exception:
             _logger.info("a worker could not say that it is there; it tries again", exc_info=True)
             return
-        notice = DrainNotice()
-        if is_to_drain and not notice.look():
-            notice.put_up(seconds=_DRAIN_SECONDS)
+        if is_to_drain and not self._is_drained:
+            self._notice.put_up(seconds=_DRAIN_SECONDS)
+        elif is_to_drain and not self._notice.look():
+            # It has ended, or was called off here.
+            is_to_drain = not self._is_undrained()
+        self._is_drained = is_to_drain
+
+    def _is_undrained(self) -> bool:
+        try:
+            self._fleet.undrain(self._name)
+        except Exception:
+            _logger.info("a worker could not say that it takes work again; it tries again", exc_info=True)
+            return False
+        return True

@@ -74,3 +74,16 @@ def test_what_the_platform_refuses_is_left_to_other_workers(fleet: Fleet):
     assert None is run.refresh().started_at
     fleet.worker(env={"TEST_HOOK": "tests.busy.recorder:Granting"})
     fleet.check(run)
+
+
+def test_a_worker_that_is_asked_to_stop_tells_of_it_while_it_still_works(fleet: Fleet):
+    worker = fleet.worker(slots=2)
+    run = fleet.start("must-stay", pause=2.0)
+    fleet.wait_told(lambda told: any(each.get("protected") for each in told), "that it is protected")
+    worker.send(signal.SIGTERM)
+    worker.wait()
+    (first, *_) = [each for each in fleet.told("changed") if each["is_stopping"]]
+    assert (True, 1) == (first["is_draining"], first["protected"]), "it was told of too late"
+    assert not any(each.get("is_stopping") for each in fleet.told() if each["at"] < first["at"])
+    fleet.worker()
+    fleet.check(run)

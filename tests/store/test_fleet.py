@@ -176,6 +176,9 @@ def test_a_drain_is_seen_by_the_workers_of_the_instance(bench: Bench):
     assert not attend(bench, "pod-2:1")
     assert [True, False] == [each.is_draining for each in busy(bench).workers]
     assert 0 == bench.store.fleet.drain("pod-3")
+    bench.store.fleet.undrain("pod-1:1")
+    assert not attend(bench)
+    assert not any(each.is_draining for each in busy(bench).workers)
 
 
 def test_a_worker_with_the_name_of_a_dead_one_is_not_drained_for_that(bench: Bench):

@@ -11,10 +11,12 @@ from celery.app.trace import build_tracer
 from kombu.utils import json
 
 from batchkit.delivery import MOST_HOPS, Kit
+from batchkit.draining import DrainNotice
 from batchkit.errors import InvalidQueue
 from batchkit.instance import worker_name
 from batchkit.job import Definition
 from batchkit.model import WakeUp
+from batchkit.queues.celery.consuming import Consuming
 from batchkit.queues.celery.message import (
     HOPS,
     PARTITION,
@@ -64,6 +66,8 @@ class CeleryQueue:
         self._told: dict[str, Telling] = {}
         self._sweeper: Sweeper | None = None
         self._tracker: Tracker | None = None
+        self._consuming: Consuming | None = None
+        self._notice = DrainNotice()
 
     @property
     def app(self) -> Celery:
@@ -271,14 +275,18 @@ class CeleryQueue:
     def _on_worker_ready(self, sender: Any, **_: Any) -> None:  # noqa: ANN401
         if sender.app is self._app:
             if self._tracker is not None:
-                self._tracker.start(self._kind_of(sender))
+                self._tracker.start(self._kind_of(sender), is_stopping=is_stopping)
             self._sweeper = Sweeper(self._attached.recover)
             self._sweeper.start()
+            self._consuming = Consuming(sender)
+            self._consuming.start()
             for task in self._app.tasks.values():
                 if self._is_ours(task) and getattr(task, "autoretry_for", None):
                     _logger.warning("autoretry_for does nothing for %s: a failed run waits for resume()", task.name)
 
     def _on_worker_shutdown(self, sender: Any, **_: Any) -> None:  # noqa: ANN401
+        if sender.app is self._app and self._consuming is not None:
+            self._consuming.stop()
         if sender.app is self._app and self._sweeper is not None:
             self._sweeper.stop()
         if sender.app is self._app and self._tracker is not None:
@@ -292,16 +300,18 @@ class CeleryQueue:
 
     def _on_received(self, sender: Any, request: Any, **_: Any) -> None:  # noqa: ANN401, ARG002  Celery's arguments
         """
-        Hand a wake-up on that came to a worker which is stopping.
+        Hand a wake-up on that came to a worker which is stopping, or being drained.
 
-        It was asked for before the signal, as the one that waited longest. Celery gives it back when it has stopped,
+        It was asked for before that, as the one that waited longest. Celery gives it back when it has stopped,
         which takes seconds; that copy comes too late then, and does nothing.
         """
         if not self._is_ours(request.task):
             return
         headers = request.request_dict
         run_id, hops = headers.get(RUN), headers.get(HOPS, 0)
-        if run_id is None or self._sweeper is None or hops >= MOST_HOPS or not is_stopping():
+        if run_id is None or self._sweeper is None or hops >= MOST_HOPS:
+            return
+        if not (is_stopping() or self._notice.is_there):
             return
 
         def hand_on() -> None:

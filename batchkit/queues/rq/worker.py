@@ -41,7 +41,8 @@ class Worker(StockWorker):  # type: ignore[misc]
         kit = _kit_of(os.environ.get(APP_VARIABLE, ""))
         self._notice = DrainNotice()
         tracker, sweeper = kit.tracker(), Sweeper(kit.recover)
-        tracker.start(WorkerKind("rq", tuple(sorted(self.queue_names())), 1))
+        kind = WorkerKind("rq", tuple(sorted(self.queue_names())), 1)
+        tracker.start(kind, is_stopping=lambda: bool(self._stop_requested))
         sweeper.start()
         try:
             return bool(super().work(*args, **kwargs))
