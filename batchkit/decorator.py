@@ -18,7 +18,9 @@ from batchkit.options import (
     checked_delivery,
     checked_describe_item,
     checked_max_failures,
+    checked_max_workers,
     checked_name,
+    checked_partitions,
     checked_retry,
     checked_seconds,
     checked_source,
@@ -55,6 +57,8 @@ class _Batched:
         *,
         name: str | None = None,
         chunk_size: int | Adaptive | None = None,
+        partitions: int = ...,
+        max_workers: int | None = None,
         slice_time: Duration = ...,
         lease: Duration = ...,
         chunk_timeout: Duration | None = None,
@@ -75,6 +79,8 @@ class _Batched:
         *,
         name: str | None = None,
         chunk_size: int | Adaptive | None = None,
+        partitions: int = ...,
+        max_workers: int | None = None,
         slice_time: Duration = ...,
         lease: Duration = ...,
         chunk_timeout: Duration | None = None,
@@ -94,6 +100,8 @@ class _Batched:
         *,
         name: str | None = None,
         chunk_size: int | Adaptive | None = None,
+        partitions: int = 1,
+        max_workers: int | None = None,
         slice_time: Duration = _DEFAULT_SLICE_TIME,
         lease: Duration = _DEFAULT_LEASE,
         chunk_timeout: Duration | None = None,
@@ -115,6 +123,9 @@ class _Batched:
             name: the job's stable name; by default the module and name of the function.
             chunk_size: items per chunk, or `Adaptive(target=...)` for as many as take that long; by default as many as
                 take a second, or 1 with `delivery="at-most-once"`.
+            partitions: how many ranges of a run's items can be worked at the same time, each by a worker of its own;
+                the source must be one that can be cut (docs/partitions.md). A small one is cut into fewer.
+            max_workers: how many workers one run has at a time; by default as many as are free and it has partitions.
             slice_time: how long a worker works before it gives others their turn.
             lease: how long a claim lasts without a renewal; a killed worker's run goes on after this long.
             chunk_timeout: a chunk that takes longer is no longer renewed; by default ten leases.
@@ -151,6 +162,8 @@ class _Batched:
             is_each=False,
             name=name,
             chunk_size=chunk_size,
+            partitions=partitions,
+            max_workers=max_workers,
             slice_time=slice_time,
             lease=lease,
             chunk_timeout=chunk_timeout,
@@ -172,6 +185,8 @@ class _Batched:
         *,
         name: str | None = None,
         chunk_size: int | Adaptive | None = None,
+        partitions: int = ...,
+        max_workers: int | None = None,
         slice_time: Duration = ...,
         lease: Duration = ...,
         chunk_timeout: Duration | None = None,
@@ -192,6 +207,8 @@ class _Batched:
         *,
         name: str | None = None,
         chunk_size: int | Adaptive | None = None,
+        partitions: int = ...,
+        max_workers: int | None = None,
         slice_time: Duration = ...,
         lease: Duration = ...,
         chunk_timeout: Duration | None = None,
@@ -211,6 +228,8 @@ class _Batched:
         *,
         name: str | None = None,
         chunk_size: int | Adaptive | None = None,
+        partitions: int = 1,
+        max_workers: int | None = None,
         slice_time: Duration = _DEFAULT_SLICE_TIME,
         lease: Duration = _DEFAULT_LEASE,
         chunk_timeout: Duration | None = None,
@@ -240,6 +259,8 @@ class _Batched:
             is_each=True,
             name=name,
             chunk_size=chunk_size,
+            partitions=partitions,
+            max_workers=max_workers,
             slice_time=slice_time,
             lease=lease,
             chunk_timeout=chunk_timeout,
@@ -264,6 +285,8 @@ def _decorator(
     is_each: bool,
     name: str | None,
     chunk_size: int | Adaptive | None,
+    partitions: int,
+    max_workers: int | None,
     slice_time: Duration,
     lease: Duration,
     chunk_timeout: Duration | None,
@@ -288,6 +311,8 @@ def _decorator(
             else checked_seconds(chunk_timeout, "chunk_timeout")
         ),
         queue=checked_name(queue, "queue"),
+        partitions=checked_partitions(partitions, source),
+        max_workers=checked_max_workers(max_workers),
         max_failures=checked_max_failures(max_failures),
         throttle=checked_throttle(throttle),
         delivery=checked_delivery(delivery, retry),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from batchkit.errors import BatchkitError
-from batchkit.model import Lease
+from batchkit.model import Lease, RunId
 from batchkit.stopping import Stopping
 from batchkit.store import Sessions, Store
 
@@ -60,6 +60,8 @@ class Surroundings:
     #: called when the slice has begun, so that the lease is renewed meanwhile, with what says of an error that it
     #: interrupts the slice
     begun: Callable[[Callable[[BaseException], bool]], None] = _nothing
+    #: called with the run's id once others can work its other partitions
+    share: Callable[[RunId], object] = _nothing
 
 
 class Stopped(Exception):
