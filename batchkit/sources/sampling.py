@@ -21,7 +21,7 @@ _PLACES, _SHARE_OF_PLACES = 400, 4
 #: A table with no more rows is read whole.
 SMALL = 1000
 #: How many blocks of a large table are read on PostgreSQL: rows of one block are neighbours, so it takes many of them.
-_BLOCKS = 1500
+_BLOCKS = 2000
 _BLOCK_BYTES = 8192
 #: How many rows a block has where the server has not counted them yet.
 _ROWS_PER_BLOCK = 50
@@ -82,7 +82,7 @@ class Sample:
         if found is None or found[0] not in ("r", "m", "p") or not found[2]:
             return []
         blocks = max(1, int(found[2]) // _BLOCK_BYTES)
-        share = min(1.0, max(min(_BLOCKS, blocks // 10), wanted // 2) / blocks)
+        share = min(1.0, max(min(_BLOCKS, blocks // 8), wanted // 2) / blocks)
         rows = max(float(found[1]), 0.0) or float(blocks * _ROWS_PER_BLOCK)
         sampled = table.tablesample(func.system(literal(100.0 * share)))
         keep = min(1.0, 2.0 * wanted / max(rows * share, 1.0))
