@@ -488,4 +488,6 @@ def test_a_large_table_is_not_read_to_be_cut(engine: Engine):
         with _counting(session.connection()) as read_to_count:
             session.scalar(select(func.count()).select_from(_NUMBERS).where(_NUMBERS.c.kind == 3))
     assert 15 == len(cuts)
-    assert len(read_to_cut) < len(read_to_count) / 4
+    # PostgreSQL may count in several processes, of which it tells the rows of one.
+    whole = len(read_to_count) if engine.dialect.name == "sqlite" else 400_000
+    assert len(read_to_cut) < whole / 4
