@@ -19,8 +19,8 @@ from batchkit.run import Run
 from batchkit.starting import is_same_start, key_of_retries, new_run, shown_start
 from batchkit.states import RunState
 from batchkit.store import Sessions, Store, Tx, after_commit, session_itself
-from batchkit.sweep import wake_run
 from batchkit.using import NO_TERMS, Terms
+from batchkit.waking import wake_run
 
 
 class Controls:
@@ -81,6 +81,8 @@ class Controls:
                 after=record.after,
                 limit=record.limit,
                 is_dry_run=record.is_dry_run,
+                partitions=record.partitions,
+                max_workers=record.max_workers,
             )
         )
 

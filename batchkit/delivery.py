@@ -8,7 +8,8 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol, cast, runtime_checkable
+from functools import partial
+from typing import Protocol, runtime_checkable
 
 from batchkit.errors import InvalidParams, MessageIdTaken, RunActive, RunCancelled, RunFailed, RunNotFound
 from batchkit.job import Definition, Registry
@@ -18,13 +19,13 @@ from batchkit.reporting import Reporter
 from batchkit.slicing import Ending, Outcome
 from batchkit.starting import new_run
 from batchkit.states import FINAL, RunState
-from batchkit.stopping import Stopping
+from batchkit.stopping import Deadline, Stopping
 from batchkit.store import Store
 from batchkit.suspicion import Death
-from batchkit.sweep import wake_run
 from batchkit.telling import Telling
 from batchkit.tracking import Tracker
 from batchkit.values import loads
+from batchkit.waking import share, wake, wake_run
 from batchkit.worker import Worker
 
 _logger = logging.getLogger("batchkit")
@@ -282,7 +283,7 @@ class Deliveries:
             return self._tell(message, record, None)
         if not message.survives_kills:
             return message.again_surviving()
-        outcome = self._work_slice(message, record.id, stop)
+        outcome = self._work_slice(message, record, stop)
         if outcome is None:
             return message.parked()
         return self._tell(message, self._store.runs.load(record.id), outcome)
@@ -308,7 +309,8 @@ class Deliveries:
         if run_id is None:
             return self._join(message, job, params)
         record = self._store.runs.load(run_id)
-        is_copy = record.message is None or message.is_copy_of(record.message)
+        # What names its run is of ours, or a copy of the one that started it.
+        is_copy = record.message is None or message.run_id is not None or message.is_copy_of(record.message)
         if record.state in FINAL and (not is_copy or message.is_asked_for_again(run_id)):
             return self._begin_again(message, record, job, params, is_copy=is_copy)
         if record.job != job.name or (not is_copy and params() != record.params):
@@ -343,41 +345,49 @@ class Deliveries:
 
     # The slice
 
-    def _work_slice(self, message: Message, run_id: RunId, stop: Stopping) -> Outcome | None:
+    def _work_slice(self, message: Message, record: RunRecord, stop: Stopping) -> Outcome | None:
         if message.is_eager:
-            return self._worker.work_run(run_id, stop=stop, waits_for_others=False)
+            return self._worker.work_run(record.id, stop=stop, waits_for_others=False)
         if self._worker.duty.drained(stop).requested:
-            self._hand_on(message, run_id)
+            self._hand_on(message, record.id)
             return None
-        with Reporter(message.show, self._store, run_id, is_wanted=message.shows_progress) as reporter:
-            return self._work_partitions(message, run_id, stop, reporter)
+        with Reporter(message.show, self._store, record.id, is_wanted=message.shows_progress) as reporter:
+            return self._work_partitions(message, record, stop, reporter)
 
-    def _work_partitions(self, message: Message, run_id: RunId, stop: Stopping, reporter: Reporter) -> Outcome | None:
-        partition, wake_no = message.partition, cast("int | None", message.wake_no)
+    def _work_partitions(
+        self, message: Message, record: RunRecord, stop: Stopping, reporter: Reporter
+    ) -> Outcome | None:
+        """
+        Work the partition that the message is about, and others of its run while the time of a slice lasts.
+
+        Then other runs have their turn: what is sent for this one now comes behind what they have sent.
+        """
+        run_id = record.id
+        turn = Deadline(self._worker.jobs[record.job].options.slice_time if record.partitions > 1 else None)
+        work = partial(self._worker.work_partition, run_id, message.partition, wake_no=message.wake_no)
+        last: Outcome | None = None
         while True:
             try:
-                outcome = self._worker.work_partition(
-                    run_id, partition, wake_no=wake_no, stop=stop, watch=reporter.watch
-                )
+                outcome = work(stop=stop, watch=reporter.watch, share=self._share)
             except BaseException as error:
                 # The worker's own end, in the middle of a chunk: that was rolled back and the lease given back.
-                wake_run(self._store, self._queue, run_id, partition=partition)
+                wake_run(self._store, self._queue, run_id)
                 if not stop.is_interruption(error):
                     raise
                 return Outcome(Ending.INTERRUPTED, chunks=0, items=0, error=error)
             if outcome is not None and outcome.ending is Ending.LEFT:
-                self._leave(message, run_id, partition)
-                return None
+                self._leave(message, run_id, is_of_message=last is None)
+                return last
+            last = outcome or last
             if outcome is None or outcome.ending not in {Ending.INTERRUPTED, Ending.EXHAUSTED}:
+                return last
+            if outcome.ending is Ending.INTERRUPTED or stop.requested or turn.has_passed:
+                wake_run(self._store, self._queue, run_id)
                 return outcome
-            if outcome.ending is Ending.EXHAUSTED:
-                rest = self._store.leases.claimable_in(run_id)
-                if not rest:
-                    return outcome
-                partition, wake_no = rest[0], None
-            if stop.requested or outcome.ending is Ending.INTERRUPTED:
-                wake_run(self._store, self._queue, run_id, partition=partition)
-                return outcome
+            work = partial(self._worker.work_another, run_id)
+
+    def _share(self, run_id: RunId) -> None:
+        share(self._store, self._queue, run_id)
 
     def _hand_on(self, message: Message, run_id: RunId) -> None:
         """Leave a message that came to a worker which is stopping to the others: its wake-up is still good."""
@@ -387,18 +397,20 @@ class Deliveries:
                 time.sleep(_HOP_SECONDS)
                 message.hand_on(wake_up)
 
-    def _leave(self, message: Message, run_id: RunId, partition: int) -> None:
-        """Leave what this worker is not to take to the others."""
-        if partition == message.partition:
+    def _leave(self, message: Message, run_id: RunId, *, is_of_message: bool) -> None:
+        """Leave what this worker is not to take to the others: what the message is about, or another partition."""
+        if is_of_message:
             self._hand_on(message, run_id)
         else:
-            wake_run(self._store, self._queue, run_id, partition=partition)
+            wake_run(self._store, self._queue, run_id)
 
     # The end
 
     def _tell(self, message: Message, record: RunRecord, outcome: Outcome | None) -> object:
         """Give the run's end to the message's task, if there is one and this delivery is to tell of it."""
         if record.state not in FINAL or (outcome is None and record.message is None):
+            return message.parked()
+        if record.partitions > 1 and not self._is_to_tell(message, record, outcome):
             return message.parked()
         if record.message is None:
             message.ends_now(record.id)
@@ -410,6 +422,18 @@ class Deliveries:
             # Should it die, a sweep sends the message again.
             return message.left_to_another()
         return _end_of(record, outcome)
+
+    def _is_to_tell(self, message: Message, record: RunRecord, outcome: Outcome | None) -> bool:
+        """Tell whether the end of a run with several partitions is this message's; have the one sent that it is."""
+        if record.message is None:
+            # What has failed is told of by the one in whose hands it did.
+            return record.state is not RunState.FAILED or outcome is None or outcome.ending is not Ending.REQUESTED
+        if message.run_id is None or self._store.runs.find(start_key=message.key) == record.id:
+            return True
+        if outcome is not None:
+            for announcement in self._store.runs.announcement(record.id):
+                wake(self._queue, announcement)
+        return False
 
 
 def _end_of(record: RunRecord, outcome: Outcome | None) -> object:

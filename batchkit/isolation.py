@@ -171,7 +171,7 @@ class Isolation:
         if not failed:
             return
         tx = transaction.store_connection()
-        done_before, failed_before = self._failures.tally(tx, lease.run_id)
+        done_before, failed_before = self._failures.tally(tx, lease.run_id, is_shared=lease.partitions > 1)
         count, allowed = failed_before + len(failed), self._job.options.max_failures
         if not is_wanted and _is_too_many(count, of=done_before + done + count, allowed=allowed):
             left = max(0, allowed - failed_before) if isinstance(allowed, int) else 0

@@ -38,6 +38,10 @@ class Options:
     lease: float
     chunk_timeout: float
     queue: str
+    #: how many ranges of a run's items can be worked at the same time
+    partitions: int = 1
+    #: how many workers a run has at a time; None for any number
+    max_workers: int | None = None
     #: how many items may fail before the run does: a number, or a share of the items that were tried
     max_failures: float = 0
     #: what a crash may do to the effects of a chunk; None for what the kit can promise
@@ -124,6 +128,8 @@ class Startable(Protocol[P]):
         queue: str | None = None,
         key: str | None = None,
         if_active: IfActive = "raise",
+        partitions: int | None = None,
+        max_workers: int | None = None,
         limit: int | None = None,
         dry_run: bool = False,
         after: object = None,
@@ -137,6 +143,8 @@ class Startable(Protocol[P]):
             queue: the name of the queue that wakes its workers up, in place of the job's.
             key: names the start. The same key gives the same run, for ever, so that a start can be repeated.
             if_active: what to do where an unfinished run has the unique key: raise `RunActive`, or return that run.
+            partitions: into how many ranges the items are cut, in place of the job's.
+            max_workers: how many workers the run has at a time, in place of the job's.
             limit: end after so many items, those that fail included; of a resumable, after so many steps.
             dry_run: roll every chunk back, and what `finish` wrote; the functions are called, so that errors are found.
             after: begin behind the item with this cursor: for `rows` its key, for `items` and `span` its index, for a

@@ -159,6 +159,10 @@ class RunRecord:
     is_dry_run: bool
     #: whether the failures that it tries again are those in doubt, too
     retries_in_doubt: bool
+    #: into how many partitions it was to be cut
+    partitions: int
+    #: how many workers it may have at a time; None for any number
+    max_workers: int | None
     retries: int
     retry_reason: str | None
     #: the queue's message that started it and waits to tell of its end, as the queue wrote it down
@@ -188,6 +192,8 @@ class Partition:
     lease_expires_at: datetime | None
     is_held: bool
     in_doubt: int = 0
+    #: the cursor of its last item; None where it goes on to the end
+    until: object = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +254,8 @@ class Lease:
     limit: int | None
     is_dry_run: bool
     retries_in_doubt: bool
+    #: into how many partitions the run is to be cut
+    partitions: int
     cursor: str | None
     until: str | None
     seq: int
@@ -342,6 +350,10 @@ class NewRun:
     is_dry_run: bool = False
     #: whether the failures that it tries again are those in doubt, too
     retries_in_doubt: bool = False
+    #: into how many partitions it is to be cut
+    partitions: int = 1
+    #: how many workers it may have at a time; None for any number
+    max_workers: int | None = None
     id: RunId = field(default_factory=new_run_id)
 
     @property
@@ -366,5 +378,7 @@ class WakeUp:
     #: since when it waits, and the moment of asking, by the database's clock
     due_at: datetime
     asked_at: datetime
+    #: whether it is sent as that message; else as one of its own, to the same workers
+    is_by_message: bool = True
     #: whether its run has ended, and all that is left is to tell of that
     is_announcement: bool = False

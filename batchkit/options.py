@@ -12,7 +12,7 @@ from batchkit.errors import InvalidJob
 from batchkit.params import check_same_params, params_signature, signature_of
 from batchkit.promises import AT_MOST_ONCE, DELIVERIES, Delivery
 from batchkit.sizing import Adaptive
-from batchkit.sources.base import Source
+from batchkit.sources.base import MOST_PARTITIONS, Source, Splittable, cannot_be_cut
 from batchkit.throttle import Throttle
 
 _DEFAULT_CHUNK_SIZE = Adaptive()
@@ -72,6 +72,25 @@ def default_chunk_size(delivery: Delivery | None) -> int | Adaptive:
     """Give the size of chunks where the job says none."""
     # What is in doubt after a crash is a whole chunk.
     return 1 if delivery == AT_MOST_ONCE else _DEFAULT_CHUNK_SIZE
+
+
+def checked_partitions(partitions: object, source: object) -> int:
+    """Give a number of ranges into which *source* can be cut, as far as that is known yet."""
+    if type(partitions) is not int or not 1 <= partitions <= MOST_PARTITIONS:
+        raise InvalidJob(
+            f"partitions is the number of ranges that can be worked at the same time, 1 to {MOST_PARTITIONS}: "
+            f"got {partitions!r}"
+        )
+    if partitions > 1 and isinstance(source, Source) and not isinstance(source, Splittable):
+        raise InvalidJob(f"partitions={partitions}, but {cannot_be_cut(source)}")
+    return partitions
+
+
+def checked_max_workers(max_workers: object) -> int | None:
+    """Give a number of workers, or None."""
+    if max_workers is None or (type(max_workers) is int and max_workers >= 1):
+        return max_workers
+    raise InvalidJob(f"max_workers is the number of workers that a run has at a time, 1 or more: got {max_workers!r}")
 
 
 def checked_delivery(delivery: object, retry: object) -> Delivery | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from batchkit.errors import InvalidSource, SourceChanged
@@ -19,7 +20,9 @@ from batchkit.sources.base import (
     NotFetched,
     Prefetching,
     Source,
+    Splittable,
     Stateful,
+    cannot_be_cut,
 )
 from batchkit.values import dumps, loads
 
@@ -52,19 +55,25 @@ def make_source(job: Definition, params: dict[str, object]) -> Source[Any]:
 
 def plan(job: Definition, source: Source[Any], session: Session, lease: Lease) -> Plan:
     """
-    Find out where the source ends, how many items the run has, and what the cursors mean.
+    Find out where the source ends, how many items the run has, what the cursors mean, and where it is cut.
 
     A run with a limit has one range: several workers could not tell who works the last of its items.
+
+    Raises:
+        InvalidSource: it is to have several ranges, and the source cannot be cut.
     """
-    range_: Range | None = Range(after=lease.cursor)
+    until, is_empty = None, False
     if isinstance(source, Bounded):
         upper = source.upper(session)
-        range_ = None if upper is None else Range(after=lease.cursor, until=Cursors(source).write(upper))
+        until = None if upper is None else Cursors(source).write(upper)
+        is_empty = upper is None
         source = source if upper is None else source.until(upper)
     # Only its generator knows how many items a resumable has, and its limit is one of steps.
-    total = None if job.is_resumable else 0 if range_ is None else _count(source, session, lease)
+    total = None if job.is_resumable else 0 if is_empty else _count(source, session, lease)
+    cuts = [] if is_empty else _cuts(source, session, lease, until=until)
+    ranges = [Range(*bounds) for bounds in pairwise([lease.cursor, *cuts, until])]
     return Plan(
-        ranges=() if range_ is None else (range_,),
+        ranges=() if is_empty else tuple(ranges),
         total=None if total is None else int(total),
         total_is_estimate=isinstance(total, Estimate),
         identity=identity_of(source, version=job.options.version),
@@ -105,7 +114,7 @@ def read_whatever_it_takes(
 
 def bounded(source: Source[Any], lease: Lease) -> Source[Any]:
     """Cut the source off where the lease's partition ends."""
-    if lease.until is None or not isinstance(source, Bounded):
+    if lease.until is None or not isinstance(source, Bounded | Splittable):
         return source
     return source.until(Cursors(source).read(lease.until))
 
@@ -194,6 +203,33 @@ def _count(source: Source[Any], session: Session, lease: Lease) -> int | None:
             return _limited(None, lease)
         source = source.behind(Cursors(source).read(lease.cursor))
     return _limited(source.count(session) if isinstance(source, Counted) else None, lease)
+
+
+def _cuts(source: Source[Any], session: Session, lease: Lease, *, until: str | None) -> list[str]:
+    """Give the cursors, as JSON text, at which the run is cut into ranges."""
+    if lease.partitions == 1 or lease.limit is not None or lease.failures_of is not None:
+        return []
+    if not isinstance(source, Splittable):
+        raise InvalidSource(f"the run is to have {lease.partitions} partitions, but {cannot_be_cut(source)}")
+    begun: object = source
+    if lease.cursor is not None:
+        if not isinstance(source, Continued):
+            raise InvalidSource(
+                f"a run that begins behind a cursor cannot be cut into {lease.partitions} partitions where the source "
+                f"has no behind(after); give it one, or start it with partitions=1"
+            )
+        begun = source.behind(Cursors(source).read(lease.cursor))
+    # A source of the user's may lose this on the way.
+    found = begun.split(lease.partitions, session) if isinstance(begun, Splittable) else ()
+    written = [Cursors(source).write(cut) for cut in found]
+    if len(written) >= lease.partitions:
+        raise InvalidSource(
+            f"split({lease.partitions}) of {type(source).__name__} gave {len(written)} cursors, which makes "
+            f"{len(written) + 1} ranges; give at most {lease.partitions - 1}"
+        )
+    if len(set(written)) < len(written):
+        raise InvalidSource(f"split() of {type(source).__name__} gave the same cursor twice: {written}")
+    return [cut for cut in written if cut not in (lease.cursor, until)]
 
 
 def _limited(total: int | None, lease: Lease) -> int | None:

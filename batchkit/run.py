@@ -154,6 +154,11 @@ class Run:
         return self._record.limit
 
     @property
+    def max_workers(self) -> int | None:
+        """How many workers it has at a time; None for any number."""
+        return self._record.max_workers
+
+    @property
     def after(self) -> object:
         """The cursor that it was started behind."""
         return None if self._record.after is None else loads(self._record.after)

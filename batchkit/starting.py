@@ -41,6 +41,11 @@ def new_run(
         )
     if job.options.delivery == EXACTLY_ONCE and not commits_together:
         raise InvalidStart(cannot_commit_together(job.name))
+    if job.is_resumable and (terms.partitions or 1) > 1:
+        raise InvalidStart(
+            f"{job.name} is a resumable, whose generator alone knows what comes next, so it cannot be cut into "
+            f"partitions; leave partitions out"
+        )
     return NewRun(
         job=job.name,
         params=params,
@@ -53,6 +58,8 @@ def new_run(
         after=None if terms.after is None else _written_cursor(job, params, terms.after),
         limit=terms.limit,
         is_dry_run=terms.dry_run,
+        partitions=1 if terms.limit is not None else terms.partitions or job.options.partitions,
+        max_workers=terms.max_workers or job.options.max_workers,
     )
 
 

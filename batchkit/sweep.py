@@ -12,6 +12,7 @@ from batchkit.model import RunId, WakeUp
 from batchkit.queue import Queue
 from batchkit.store import Store
 from batchkit.store.dialects import Fault
+from batchkit.waking import share, wake
 
 T = TypeVar("T")
 
@@ -36,25 +37,8 @@ def sweep(store: Store, queue: Queue) -> Swept:
     """
     settled = tuple(run_id for run_id in store.runs.unattended(limit=_AT_ONCE) if _settle(store, run_id))
     sent = [wake_up for wake_up in _to_send(store, queue) if wake(queue, wake_up)]
+    sent += _shared(store, queue)
     return Swept(settled=settled, woken=tuple(dict.fromkeys(wake_up.run_id for wake_up in sent)))
-
-
-def wake(queue: Queue, wake_up: WakeUp) -> bool:
-    """Wake a worker up; a queue that cannot is logged, since the run is safe in the store and a later sweep tries."""
-    try:
-        queue.wake(wake_up)
-    except Exception:
-        _logger.exception("no worker could be woken up; a later sweep tries again", extra={"run_id": wake_up.run_id})
-        return False
-    return True
-
-
-def wake_run(store: Store, queue: Queue, run_id: RunId, *, partition: int | None = None) -> bool:
-    """Wake workers up for what waits of a run that was just made workable; False where nothing does."""
-    waiting = store.runs.waiting(run_id, partition=partition)
-    for wake_up in waiting:
-        wake(queue, wake_up)
-    return bool(waiting)
 
 
 def _to_send(store: Store, queue: Queue) -> Iterator[WakeUp]:
@@ -67,6 +51,13 @@ def _to_send(store: Store, queue: Queue) -> Iterator[WakeUp]:
     for wake_up in store.runs.unannounced(limit=_AT_ONCE):
         if _unless_locked(store, wake_up.run_id, partial(store.runs.take_announcement_resend, wake_up)):
             yield wake_up
+
+
+def _shared(store: Store, queue: Queue) -> list[WakeUp]:
+    runs = store.runs.short_of_workers(limit=_AT_ONCE) if queue.keeps_messages else []
+    return [
+        each for run_id in runs for each in _unless_locked(store, run_id, partial(share, store, queue, run_id)) or ()
+    ]
 
 
 def _settle(store: Store, run_id: RunId) -> bool:

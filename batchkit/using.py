@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Generic, Literal, ParamSpec, TypeAlias
 
 from batchkit.errors import InvalidStart
 from batchkit.run import Run
+from batchkit.sources.base import MOST_PARTITIONS
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, scoped_session
@@ -38,6 +39,10 @@ class Terms:
     key: str | None = None
     #: what to do where an unfinished run has the same unique key
     if_active: IfActive = "raise"
+    #: into how many partitions it is cut, where that is not the job's number
+    partitions: int | None = None
+    #: how many workers it has at a time, where that is not the job's number
+    max_workers: int | None = None
     #: how many items it works at most
     limit: int | None = None
     #: whether every chunk is rolled back
@@ -56,6 +61,17 @@ class Terms:
             raise InvalidStart(f"if_active is 'raise' or 'return': got {self.if_active!r}")
         if self.limit is not None and (type(self.limit) is not int or self.limit < 1):
             raise InvalidStart(f"limit is a number of items, 1 or more: got {self.limit!r}")
+        if self.partitions is not None and (
+            type(self.partitions) is not int or not 1 <= self.partitions <= MOST_PARTITIONS
+        ):
+            raise InvalidStart(f"partitions is a number of ranges, 1 to {MOST_PARTITIONS}: got {self.partitions!r}")
+        if self.max_workers is not None and (type(self.max_workers) is not int or self.max_workers < 1):
+            raise InvalidStart(f"max_workers is a number of workers, 1 or more: got {self.max_workers!r}")
+        if self.limit is not None and (self.partitions or 1) > 1:
+            raise InvalidStart(
+                f"limit={self.limit} is worked by one worker, since several could not tell who works the last of its "
+                f"items; leave out limit or partitions"
+            )
         if type(self.dry_run) is not bool:
             raise InvalidStart(f"dry_run is True or False: got {self.dry_run!r}")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import random
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
@@ -17,12 +19,21 @@ from batchkit.tracking import Breaks, Duty, Tie, tied_to_main
 
 _logger = logging.getLogger("batchkit")
 _POLL_SECONDS = 0.2
-
-
+#: How often a worker tries to claim another partition where others were quicker, and of how many it takes one.
+_TRIES = 5
+_CHOICE = 20
+#: How long a worker leaves a run with several partitions alone whose code it does not have.
+_DECLINED_SECONDS = 30.0
+#: After these another partition of the run can be worked.
+_GOES_ON = frozenset({Ending.EXHAUSTED, Ending.LOST})
 _LEFT = Outcome(Ending.LEFT, chunks=0, items=0)
 
 
 def _watch_nothing(_: Lease) -> None:
+    pass
+
+
+def _share_with_nobody(_: RunId) -> None:
     pass
 
 
@@ -37,12 +48,41 @@ class Worker:
     grace: float | None = None
     #: when it may claim, and go on
     duty: Duty = field(default_factory=Duty)
+    #: until when what of several partitions is left to others
+    _declined: dict[RunId, float] = field(default_factory=dict)
 
     def work_next(self, *, queues: Collection[str] | None, stop: Stopping) -> Outcome | None:
         """Work one slice of whatever has waited longest; None when nothing could be claimed."""
-        for run_id, number in self.store.leases.claimable(jobs=list(self.jobs), queues=queues):
-            outcome = self.work_partition(run_id, number, stop=stop)
+        besides = [run_id for run_id, until in self._declined.items() if time.monotonic() < until]
+        for run_id, number in self.store.leases.claimable(jobs=list(self.jobs), queues=queues, besides=besides):
+            outcome = self.work_partition(run_id, number, stop=stop) or self.work_another(run_id, stop=stop)
             if outcome is not None and outcome.ending is not Ending.LEFT:
+                self._remember(run_id, outcome)
+                return outcome
+        return None
+
+    def _remember(self, run_id: RunId, outcome: Outcome) -> None:
+        """Look no further for a while at a run whose code does not fit: it may have a thousand other partitions."""
+        self._declined.pop(run_id, None)
+        if outcome.ending is Ending.DECLINED and self.store.runs.is_shared(run_id):
+            self._declined[run_id] = time.monotonic() + _DECLINED_SECONDS
+
+    def work_another(
+        self,
+        run_id: RunId,
+        *,
+        stop: Stopping,
+        watch: Callable[[Lease], None] = _watch_nothing,
+        share: Callable[[RunId], object] = _share_with_nobody,
+    ) -> Outcome | None:
+        """Work one slice of whatever partition of a run is due; None when nothing of it could be claimed."""
+        for _ in range(_TRIES):
+            numbers = self.store.leases.claimable_in(run_id, is_due=True, limit=_CHOICE)
+            if not numbers:
+                return None
+            # By chance, since others who come at the same moment see the same partitions.
+            outcome = self.work_partition(run_id, random.choice(numbers), stop=stop, watch=watch, share=share)  # noqa: S311
+            if outcome is not None:
                 return outcome
         return None
 
@@ -55,12 +95,15 @@ class Worker:
         watch: Callable[[Lease], None] = _watch_nothing,
         is_sliced: bool = True,
         wake_no: int | None = None,
+        share: Callable[[RunId], object] = _share_with_nobody,
     ) -> Outcome | None:
         """
         Claim a partition and work it.
 
         None when somebody else was quicker, *wake_no* is not its newest wake-up, or no worker is to take it now: it
         must not be stopped, and all are to be free to be stopped for a while.
+
+        *share* is called when others can work the other partitions of its run, and must wake them up.
 
         Raises:
             JobNotFound: the job of the run is not registered in this process.
@@ -76,7 +119,15 @@ class Worker:
                 if tie.ask() is False:
                     return _LEFT
             return self._claim_and_work(
-                run_id, number, options, tie, stop=stop, watch=watch, is_sliced=is_sliced, wake_no=wake_no
+                run_id,
+                number,
+                options,
+                tie,
+                stop=stop,
+                watch=watch,
+                is_sliced=is_sliced,
+                wake_no=wake_no,
+                share=share,
             )
 
     def _must_not_be_stopped(self, run_id: RunId, number: int, options: Options, tie: Tie) -> bool:
@@ -97,6 +148,7 @@ class Worker:
         watch: Callable[[Lease], None],
         is_sliced: bool,
         wake_no: int | None,
+        share: Callable[[RunId], object],
     ) -> Outcome | None:
         name = worker_name()
         with self.store.database.changes.deferred() as claimed:
@@ -123,6 +175,7 @@ class Worker:
             tie=tie,
             breaks=self.duty.breaks if is_sliced else Breaks(None),
             working=self.duty.working,
+            share=share,
         )
         return work_slice(
             lease,
@@ -158,6 +211,9 @@ class Worker:
                 outcome = worked or outcome
                 if worked is not None and worked.ending is Ending.DECLINED:
                     return worked
+                if worked is not None and worked.ending not in _GOES_ON:
+                    # What stopped it stops the others as well.
+                    break
             if numbers:
                 continue
             state = self.store.runs.load(run_id).state

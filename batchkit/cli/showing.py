@@ -17,11 +17,14 @@ from rich.text import Text
 from batchkit.errors import BatchkitError
 from batchkit.model import Partition, Progress, RunError, Transition
 from batchkit.run import Run
+from batchkit.states import PartitionState
 
 Facts: TypeAlias = dict[str, object]
 
 _UNLIMITED_WIDTH = 1000
 _MINUTE = 60
+#: Of more partitions only those are shown that somebody works or has begun.
+_MOST_PARTITIONS = 12
 _DAY = 24 * 3600
 
 
@@ -63,6 +66,7 @@ def run_facts(run: Run) -> Facts:
         "rerun_of": run.rerun_of,
         "failures_of": run.failures_of,
         "limit": run.limit,
+        "max_workers": run.max_workers,
         "after": _readable(lambda: run.after),
         "is_dry_run": run.is_dry_run,
         "created_at": plain(run.created_at),
@@ -88,6 +92,7 @@ def full_facts(run: Run, partitions: Iterable[Partition], history: Iterable[Tran
                 "worker": each.worker,
                 "lease_expires_at": plain(each.lease_expires_at),
                 "is_held": each.is_held,
+                "until": plain(each.until),
             }
             for each in partitions
         ],
@@ -178,6 +183,8 @@ def show_run(run: Run, partitions: Sequence[Partition], history: Sequence[Transi
         "tried again": (run.retries and f"{run.retries} times, last {run.retry_reason}") or None,
         "failures of": run.failures_of,
         "limit": run.limit and f"{run.limit:,} items",
+        "most workers": run.max_workers,
+        "partitions": summed_up(partitions) if len(partitions) > _MOST_PARTITIONS else None,
         "after": run_facts(run)["after"],
         "dry run": "yes: every chunk is rolled back" if run.is_dry_run else None,
         "rate": progress.rate and speed(progress.rate),
@@ -206,7 +213,7 @@ def show_run(run: Run, partitions: Sequence[Partition], history: Sequence[Transi
                 each.worker or "" if each.is_held else "",
                 local(each.lease_expires_at) if each.is_held and each.lease_expires_at else "",
             ]
-            for each in partitions
+            for each in shown_partitions(partitions)
         ],
     )
     show_table(
@@ -215,6 +222,23 @@ def show_run(run: Run, partitions: Sequence[Partition], history: Sequence[Transi
     )
     if run.error is not None:
         print(run.error.traceback.rstrip())  # noqa: T201  it talks to a person
+
+
+def shown_partitions(partitions: Sequence[Partition]) -> Sequence[Partition]:
+    """Choose those that tell how a run stands: all of a few, else those that are worked, or were begun and wait."""
+    if len(partitions) <= _MOST_PARTITIONS:
+        return partitions
+    unfinished = [each for each in partitions if each.state is not PartitionState.FINAL]
+    begun = [each for each in unfinished if each.is_held or each.done or each.failed or each.in_doubt]
+    # Workers first.
+    return sorted(begun, key=lambda each: not each.is_held)[:_MOST_PARTITIONS]
+
+
+def summed_up(partitions: Sequence[Partition]) -> str:
+    """Say how many of many partitions are done, are worked, and wait."""
+    final = sum(each.state is PartitionState.FINAL for each in partitions)
+    held = sum(each.is_held for each in partitions)
+    return f"{len(partitions):,}: {final:,} done, {held:,} worked, {len(partitions) - final - held:,} waiting"
 
 
 def show_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

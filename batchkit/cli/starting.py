@@ -21,6 +21,18 @@ Params = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Its params; KEY:=JSON for what is no text.", show_default=False),
 ]
 
+Partitions = Annotated[
+    int | None,
+    typer.Option(
+        "--partitions", min=1, metavar="N", help="Cut the items into N ranges, not as the job says.", show_default=False
+    ),
+]
+MaxWorkers = Annotated[
+    int | None,
+    typer.Option(
+        "--max-workers", min=1, metavar="N", help="Have N workers at a time, not as the job says.", show_default=False
+    ),
+]
 Limit = Annotated[
     int | None,
     typer.Option("--limit", min=1, metavar="N", help="End after so many items, to try it out.", show_default=False),
@@ -54,6 +66,8 @@ def run(
     job: JobName,
     params: Params = None,
     *,
+    partitions: Partitions = None,
+    max_workers: MaxWorkers = None,
     limit: Limit = None,
     dry_run: DryRun = False,
     after: After = None,
@@ -68,7 +82,15 @@ def run(
     call = invocation(context)
     kit = call.kit(context, as_json=as_json, needs_jobs=True)
     definition = find_job(kit, job)
-    terms = Terms(limit=limit, dry_run=dry_run, after=read_cursor(after), key=key, queue=queue)
+    terms = Terms(
+        partitions=partitions,
+        max_workers=max_workers,
+        limit=limit,
+        dry_run=dry_run,
+        after=read_cursor(after),
+        key=key,
+        queue=queue,
+    )
     started = kit.start_run_here(definition, read_params(definition, params or []), terms)
     _tell_joined(started)
     raise typer.Exit(_work_here(call, kit, started, as_json=as_json))
@@ -79,6 +101,8 @@ def start(
     job: JobName,
     params: Params = None,
     *,
+    partitions: Partitions = None,
+    max_workers: MaxWorkers = None,
     limit: Limit = None,
     dry_run: DryRun = False,
     after: After = None,
@@ -94,7 +118,15 @@ def start(
     call = invocation(context)
     kit = call.kit(context, as_json=as_json, needs_jobs=True)
     definition = find_job(kit, job)
-    terms = Terms(limit=limit, dry_run=dry_run, after=read_cursor(after), key=key, queue=queue)
+    terms = Terms(
+        partitions=partitions,
+        max_workers=max_workers,
+        limit=limit,
+        dry_run=dry_run,
+        after=read_cursor(after),
+        key=key,
+        queue=queue,
+    )
     started = kit.start_run(definition, read_params(definition, params or []), terms)
     _tell_joined(started)
     if as_json:

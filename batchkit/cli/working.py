@@ -163,6 +163,9 @@ class Following:
     def _should_look(self) -> bool:
         # Whether a total is an estimate, the worker does not say.
         was_planned = self._total is not None and self._run.progress.total is None
+        if len(self._positions) > 1:
+            # Others may work the other partitions.
+            return was_planned or time.monotonic() - self._looked_at > _LOOK_EVERY_SECONDS
         return was_planned or time.monotonic() - max(self._heard_at, self._looked_at) > _LOOK_EVERY_SECONDS
 
     def _sight(self) -> Sight:
@@ -201,10 +204,11 @@ class Following:
             self._chunk_size = self._run.progress.chunk_size or self._chunk_size
             self._note = ""
             others = [each for each in partitions if each.is_held and each.worker != worker_name()]
+            is_alone = not any(each.is_held and each.worker == worker_name() for each in partitions)
             if others and self._passed() != before:
                 self._pace.add(self._passed())
-                self._note = f"worker {others[0].worker} is working on it"
-            elif others and others[0].lease_expires_at is not None:
+                self._note = _note_of(others, is_alone=is_alone)
+            elif others and is_alone and others[0].lease_expires_at is not None:
                 self._pace = Pace()
                 left = (others[0].lease_expires_at - datetime.now(timezone.utc)).total_seconds()
                 self._note = f"waiting for worker {others[0].worker}, whose lease ends in {max(0.0, left):.0f} s"
@@ -213,3 +217,10 @@ class Following:
         for each in partitions:
             known = self._positions.get(each.number, _NOWHERE)
             self._positions[each.number] = max(known, (each.done, each.failed, each.in_doubt))
+
+
+def _note_of(others: Sequence[Partition], *, is_alone: bool) -> str:
+    """Say who works on a run besides this process, or instead of it."""
+    if len(others) == 1:
+        return f"worker {others[0].worker} is working on it{'' if is_alone else ', too'}"
+    return f"{len(others)} other workers are working on it{'' if is_alone else ', too'}"

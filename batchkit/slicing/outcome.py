@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from batchkit.errors import BatchkitError
-from batchkit.model import Lease
+from batchkit.model import Lease, RunId
 from batchkit.stopping import Stopping
 from batchkit.store import Sessions, Store
 from batchkit.tracking import FREE, Breaks, Tie
@@ -69,6 +69,8 @@ class Surroundings:
     breaks: Breaks = field(default_factory=lambda: Breaks(None))
     #: how long the worker may go on after a signal to stop
     working: float | None = None
+    #: called with the run's id once others can work its other partitions
+    share: Callable[[RunId], object] = _nothing
 
 
 class Stopped(Exception):

@@ -94,6 +94,8 @@ class _Slice:
         reading = Preparation(course, trials).prepare()
         if reading is None:
             return endings.exhaust(course)
+        if course.lease.partitions > 1:
+            course.quietly(lambda: course.around.share(course.lease.run_id))
         if course.job.is_resumable:
             with closing(StepWork(course, trials, reading.params)) as steps:
                 return self._work_chunks(steps)

@@ -11,6 +11,7 @@ from batchkit.sources.base import (
     NotFetched,
     Prefetching,
     Source,
+    Splittable,
     Stateful,
     Watched,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "NotFetched",
     "Prefetching",
     "Source",
+    "Splittable",
     "Stateful",
     "Watched",
     "csv_rows",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from batchkit.values import Json
@@ -84,6 +84,32 @@ class Continued(Protocol[T_co]):
 
 
 @runtime_checkable
+class Splittable(Protocol[T_co]):
+    """
+    A source that can be cut into ranges, which as many workers read at the same time.
+
+    It is asked once, when a run is planned, and after `until` and `behind` have taken away what the run does not have.
+    """
+
+    def split(self, parts: int, session: Session) -> Sequence[Any]:
+        """
+        Give the cursors at which it is cut, in its order: at most *parts* - 1, for ranges of about as many items each.
+
+        A range begins behind one of them and ends with the next, so that each item is in one range. Fewer are right
+        where there are fewer items. It must take a moment however large the source is, and so read no more than some of
+        it.
+
+        Raises:
+            InvalidSource: it cannot be cut as it is; it says why and what to do.
+        """
+        ...
+
+    def until(self, upper: Any) -> Source[T_co]:  # noqa: ANN401
+        """Give the same source without the items behind *upper*, one of the cursors that `split` gave."""
+        ...
+
+
+@runtime_checkable
 class Identified(Protocol):
     """A source that says what its cursors mean, so that a run never goes on with those of another."""
 
@@ -147,3 +173,17 @@ class Watched(Protocol):
 
 class Estimate(int):
     """A count that may be off."""
+
+
+#: A run's partitions are rows, and people look at them.
+MOST_PARTITIONS = 10_000
+
+
+def cannot_be_cut(source: object) -> str:
+    """Say of a source that is not `Splittable` that it cannot have several partitions, and what can."""
+    missing = [name for name in ("split", "until") if not hasattr(source, name)]
+    return (
+        f"the source {type(source).__name__.strip('_')} cannot be cut into ranges: rows, items, span, csv_rows, "
+        f"json_lines, parquet_rows and nested(...) over one of them can; one of your own needs the "
+        f"method{'s' * (len(missing) > 1)} {' and '.join(missing)}; leave partitions out where there is no order to cut"
+    )

@@ -7,7 +7,7 @@ import csv
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from batchkit.errors import InvalidSource
@@ -33,6 +33,7 @@ def csv_rows(
     fieldnames: Sequence[str] | None = None,
     delimiter: str = ",",
     quotechar: str = '"',
+    multiline: bool = True,
     storage_options: Mapping[str, object] | None = None,
 ) -> Source[dict[str, str]]:
     """
@@ -47,6 +48,8 @@ def csv_rows(
         fieldnames: the names of the fields, where the file has no header.
         delimiter: what separates fields.
         quotechar: what quotes fields.
+        multiline: False where no field holds a newline, so that a large file can be cut into partitions without being
+            read for it; one that holds one all the same is refused.
         storage_options: what the filesystem of a URL is told, such as its keys.
 
     Raises:
@@ -55,7 +58,7 @@ def csv_rows(
     _check_encoding(encoding, errors)
     dialect = _Dialect(encoding, errors, delimiter, quotechar)
     file = file_at(path, storage_options)
-    records = _CsvRows(file, dialect, None if fieldnames is None else list(fieldnames))
+    records = _CsvRows(file, dialect, None if fieldnames is None else list(fieldnames), multiline=multiline)
     return records if file.is_local else _Ahead(records)
 
 
@@ -118,22 +121,70 @@ class _Lines:
                 ) from error
 
 
+@dataclass(frozen=True)
+class _Part:
+    """The records behind the byte `begin` (0: from the first) up to the byte `end` (None: to the last)."""
+
+    begin: int = 0
+    end: int | None = None
+
+    def ends_by(self, offset: int) -> bool:
+        return self.end is not None and offset >= self.end
+
+    def until(self, upper: int) -> _Part:
+        return replace(self, end=upper if self.end is None else min(upper, self.end))
+
+    def behind(self, after: object, kind: str) -> _Part:
+        if type(after) is not int or after < 0:
+            raise InvalidSource(f"{after!r} is not a cursor of {kind}(): that is the byte at which a record ended")
+        return replace(self, begin=max(after, self.begin))
+
+    def counted(self, records: int, size: int) -> int:
+        """Say how many of the file's records are in the part."""
+        if not self.begin and self.end is None:
+            return records
+        end = size if self.end is None else min(size, self.end)
+        return Estimate(round(records * max(0, end - self.begin) / size)) if size else records
+
+    def cuts(self, begin: int, parts: int, file: File) -> list[int]:
+        """Give the ends of lines at which it is cut into ranges of about as many bytes each."""
+        end = file.size() if self.end is None else self.end
+        targets = [begin + (end - begin) * number // parts for number in range(1, parts)]
+        found = (file.line_from(target) for target in dict.fromkeys(targets) if begin < target < end)
+        return [cut for cut in dict.fromkeys(found) if begin < cut < end]
+
+
+_WHOLE = _Part()
+
+
 class _CsvRows:
-    def __init__(self, file: File, dialect: _Dialect, fieldnames: list[str] | None) -> None:
+    def __init__(
+        self,
+        file: File,
+        dialect: _Dialect,
+        fieldnames: list[str] | None,
+        *,
+        multiline: bool,
+        part: _Part = _WHOLE,
+    ) -> None:
         self._file = file
         self._dialect = dialect
         self._given = fieldnames
+        self._multiline = multiline
+        self._part = part
         self._header: tuple[list[str], int] | None = None
 
     def read(self, after: int | None, limit: int, session: Session | None) -> list[tuple[dict[str, str], int]]:  # noqa: ARG002
         """Give the records behind the byte offset *after*."""
         names, begin = self._names()
-        lines = _Lines(self._file, begin if after is None else after, self._dialect)
+        lines = _Lines(self._file, max(begin, self._part.begin) if after is None else after, self._dialect)
         found: list[tuple[dict[str, str], int]] = []
+        if self._part.ends_by(lines.offset):
+            return found
         for record in self._records(lines):
             if record:
                 found.append((self._item(names, record, lines.offset), lines.offset))
-            if len(found) == limit:
+            if len(found) == limit or self._part.ends_by(lines.offset):
                 break
         return found
 
@@ -141,7 +192,36 @@ class _CsvRows:
         """Count the lines; an estimate where a quoted field may hold some of them, or that would take long."""
         lines = self._file.records(quotechar=self._dialect.quotechar)
         records = max(0, lines - (self._given is None))
-        return Estimate(records) if isinstance(lines, Estimate) else records
+        counted = Estimate(records) if isinstance(lines, Estimate) else records
+        return self._part.counted(counted, self._file.size())
+
+    def split(self, parts: int, session: Session | None) -> list[int]:  # noqa: ARG002
+        """
+        Cut it at the ends of records.
+
+        In the middle of a file nobody can tell whether a newline ends a record or stands in quotes. Where nothing is
+        quoted each does; else all that stands before must be read, once.
+        """
+        begin = max(self._names()[1], self._part.begin)
+        if not self._multiline:
+            return self._part.cuts(begin, parts, self._file)
+        if not self._file.is_local:
+            raise InvalidSource(
+                f"{self._file.name} cannot be cut into partitions: a newline in it may stand in quotes, and it would "
+                f"have to be read to its end to know; if no field of it holds one, say so: "
+                f"csv_rows(..., multiline=False)"
+            )
+        if not isinstance(self._file.records(quotechar=self._dialect.quotechar), Estimate):
+            return self._part.cuts(begin, parts, self._file)
+        return self._cuts_by_reading(begin, parts)
+
+    def until(self, upper: int) -> _CsvRows:
+        """Give the same records without those that end behind the byte *upper*."""
+        return self._with(self._part.until(upper))
+
+    def behind(self, after: object) -> _CsvRows:
+        """Give the same records without those that end at the byte *after* or before it."""
+        return self._with(self._part.behind(after, "csv_rows"))
 
     def identity(self) -> dict[str, Json]:
         """Describe how the file is cut into records."""
@@ -159,7 +239,25 @@ class _CsvRows:
 
     def anew(self) -> _CsvRows:
         """Give the same source with the file not opened yet."""
-        return _CsvRows(self._file.anew(), self._dialect, self._given)
+        return self._with(self._part)
+
+    def _with(self, part: _Part) -> _CsvRows:
+        return _CsvRows(self._file.anew(), self._dialect, self._given, multiline=self._multiline, part=part)
+
+    def _cuts_by_reading(self, begin: int, parts: int) -> list[int]:
+        end = self._file.size() if self._part.end is None else self._part.end
+        lines = _Lines(self._file, begin, self._dialect)
+        cuts: list[int] = []
+        targets = iter(begin + (end - begin) * number // parts for number in range(1, parts))
+        target = next(targets, end)
+        for _ in self._records(lines):
+            if lines.offset >= end:
+                break
+            if lines.offset >= target:
+                cuts.append(lines.offset)
+                while target <= lines.offset:
+                    target = next(targets, end)
+        return cuts
 
     def _names(self) -> tuple[list[str], int]:
         if self._header is None:
@@ -173,13 +271,19 @@ class _CsvRows:
         return self._header
 
     def _records(self, lines: _Lines) -> Iterator[list[str]]:
-        began = lines.offset
+        began, number = lines.offset, 0
         # The limit is the process's; the default of 128 kB would refuse a field that is only long.
         if csv.field_size_limit() < _LONGEST_FIELD:
             csv.field_size_limit(_LONGEST_FIELD)
         reader = csv.reader(iter(lines), delimiter=self._dialect.delimiter, quotechar=self._dialect.quotechar)
         try:
             for record in reader:
+                if not self._multiline and reader.line_num != number + 1:
+                    raise InvalidSource(
+                        f"{self._file.name}, the record at byte {began} holds a newline, but multiline=False says that "
+                        f"none does; mend it there, or leave multiline out"
+                    )
+                number = reader.line_num
                 yield record
                 began = lines.offset
         except csv.Error as error:
@@ -197,26 +301,41 @@ class _CsvRows:
 
 
 class _JsonLines:
-    def __init__(self, file: File, encoding: str) -> None:
+    def __init__(self, file: File, encoding: str, *, part: _Part = _WHOLE) -> None:
         self._file = file
         self._dialect = _Dialect(encoding, "strict", "", "")
+        self._part = part
 
     def read(self, after: int | None, limit: int, session: Session | None) -> list[tuple[Any, int]]:  # noqa: ARG002
         """Give the values behind the byte offset *after*."""
-        lines = _Lines(self._file, after or 0, self._dialect)
+        lines = _Lines(self._file, self._part.begin if after is None else after, self._dialect)
         found: list[tuple[Any, int]] = []
         began = lines.offset
+        if self._part.ends_by(began):
+            return found
         for line in lines:
             if line.strip():
                 found.append((self._value(line, began), lines.offset))
-            if len(found) == limit:
+            if len(found) == limit or self._part.ends_by(lines.offset):
                 break
             began = lines.offset
         return found
 
     def count(self, session: Session) -> int:  # noqa: ARG002
         """Count the lines that are not blank."""
-        return self._file.records(quotechar="")
+        return self._part.counted(self._file.records(quotechar=""), self._file.size())
+
+    def split(self, parts: int, session: Session | None) -> list[int]:  # noqa: ARG002
+        """Cut it at the ends of lines: in JSON none is in a value."""
+        return self._part.cuts(self._part.begin, parts, self._file)
+
+    def until(self, upper: int) -> _JsonLines:
+        """Give the same values without those that end behind the byte *upper*."""
+        return self._with(self._part.until(upper))
+
+    def behind(self, after: object) -> _JsonLines:
+        """Give the same values without those that end at the byte *after* or before it."""
+        return self._with(self._part.behind(after, "json_lines"))
 
     def identity(self) -> dict[str, Json]:
         """Describe how the file is cut into values."""
@@ -228,7 +347,10 @@ class _JsonLines:
 
     def anew(self) -> _JsonLines:
         """Give the same source with the file not opened yet."""
-        return _JsonLines(self._file.anew(), self._dialect.encoding)
+        return self._with(self._part)
+
+    def _with(self, part: _Part) -> _JsonLines:
+        return _JsonLines(self._file.anew(), self._dialect.encoding, part=part)
 
     def _value(self, line: str, began: int) -> Any:  # noqa: ANN401
         try:
@@ -265,6 +387,18 @@ class _Ahead:
     def count(self, session: Session) -> int:
         """Guess the number of records from the beginning of the file."""
         return self._records.count(session)
+
+    def split(self, parts: int, session: Session) -> list[int]:
+        """Cut it at the ends of records."""
+        return self._records.split(parts, session)
+
+    def until(self, upper: int) -> _Ahead:
+        """Give the same records without those that end behind the byte *upper*."""
+        return _Ahead(self._records.until(upper))
+
+    def behind(self, after: object) -> _Ahead:
+        """Give the same records without those that end at the byte *after* or before it."""
+        return _Ahead(self._records.behind(after))
 
     def identity(self) -> dict[str, Json]:
         """Describe how the file is cut into records."""

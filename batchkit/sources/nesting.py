@@ -12,11 +12,13 @@ from batchkit.errors import InvalidSource
 from batchkit.sources.base import (
     Bounded,
     Coded,
+    Continued,
     Fingerprinted,
     Identified,
     NotFetched,
     Prefetching,
     Source,
+    Splittable,
     Stateful,
 )
 from batchkit.values import dumps
@@ -36,6 +38,8 @@ _BLOCK = 100
 #: How far behind the one before it an outer item is looked for: others may have been written between the two since.
 _LOOK = 100
 _CURSOR_PARTS = 4
+#: What the meaning of an inner source never is.
+_BEHIND_ALL = ""
 
 
 def nested(outer: Source[A], inner: Callable[[A], Source[B]]) -> Source[tuple[A, B]]:
@@ -55,7 +59,9 @@ def nested(outer: Source[A], inner: Callable[[A], Source[B]]) -> Source[tuple[A,
             f"nested() takes a source and a function of its items that gives a source: got {outer!r} and {inner!r}; "
             f"write nested(rows(...), lambda user: rows(...))"
         )
-    return _BoundedNested(outer, inner) if isinstance(outer, Bounded) else _Nested(outer, inner)
+    if isinstance(given[0], _Nested) or not isinstance(outer, Splittable):
+        return _BoundedNested(outer, inner) if isinstance(outer, Bounded) else _Nested(outer, inner)
+    return _SplitBoundedNested(outer, inner) if isinstance(outer, Bounded) else _SplitNested(outer, inner)
 
 
 @dataclass(frozen=True)
@@ -63,13 +69,18 @@ class _Place:
     """
     A cursor: the outer cursor before the outer item, its own, the inner one, and what gives that one its meaning.
 
-    The first three are as they are stored, so that no inner source is needed to read them.
+    The first three are as they are stored, so that no inner source is needed to read them. Where a partition is cut, it
+    is the place behind all inner items of an outer one.
     """
 
     before: Any
     own: Any
     inside: Any
     meaning: str
+
+    @property
+    def is_behind_all(self) -> bool:
+        return self.meaning == _BEHIND_ALL
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,8 @@ class _Nested(Generic[A, B]):
         after = self._begin if after is None else after
         place = None if after is None else _checked(after)
         if isinstance(self._outer, Prefetching):
-            self._outer.prefetch(None if place is None else _decoded(self._outer, place.before), 1)
+            before = None if place is None else place.own if place.is_behind_all else place.before
+            self._outer.prefetch(_decoded(self._outer, before), 1)
         inner = self._fetching
         if inner is None or not isinstance(inner.source, Prefetching):
             return
@@ -131,7 +143,7 @@ class _Nested(Generic[A, B]):
         own = None
         if place is not None:
             own = place.own
-            for item in self._again(place, session):
+            for item in [] if place.is_behind_all else self._again(place, session):
                 if not self._take(_Outer(item, place.before, own, place), limit, session, found):
                     return found
         block = 1
@@ -235,11 +247,41 @@ class _BoundedNested(_Nested[A, B]):
         """Give the same pairs without those of outer items behind *upper*."""
         if not isinstance(self._outer, Bounded):
             return self
-        return _BoundedNested(self._outer.until(_decoded(self._outer, upper)), self._make_inner, begin=self._begin)
+        return type(self)(self._outer.until(_decoded(self._outer, upper)), self._make_inner, begin=self._begin)
+
+
+class _SplitNested(_Nested[A, B]):
+    """Can be cut between outer items."""
+
+    def split(self, parts: int, session: Session) -> list[list[Any]]:
+        """Cut it where the outer source is cut."""
+        outer = self._outer
+        if self._begin is not None:
+            place = _checked(self._begin)
+            outer = outer.behind(_decoded(outer, place.own)) if isinstance(outer, Continued) else outer
+        cuts = outer.split(parts, session) if isinstance(outer, Splittable) else ()
+        return [[None, _encoded(outer, cut), None, _BEHIND_ALL] for cut in cuts]
+
+    def until(self, upper: Any) -> Source[tuple[A, B]]:  # noqa: ANN401
+        """Give the same pairs without those of outer items behind *upper*: a cut, or the last outer cursor."""
+        own = _checked(upper).own if _is_cut(upper) else upper
+        outer: object = self._outer
+        if not isinstance(outer, Bounded | Splittable):
+            return self
+        return type(self)(outer.until(_decoded(self._outer, own)), self._make_inner, begin=self._begin)
+
+
+class _SplitBoundedNested(_SplitNested[A, B], _BoundedNested[A, B]):
+    """Both."""
 
 
 def _key(inner: _Inner, after: Any) -> str:  # noqa: ANN401
     return dumps([inner.own, _encoded(inner.source, after)] if after is not None else [inner.own], where="a place")
+
+
+def _is_cut(cursor: Any) -> bool:  # noqa: ANN401
+    is_place = isinstance(cursor, list | tuple) and len(cursor) == _CURSOR_PARTS
+    return is_place and cursor[0] is None and cursor[2] is None and cursor[3] == _BEHIND_ALL
 
 
 def _checked(after: Any) -> _Place:  # noqa: ANN401

@@ -79,6 +79,12 @@ class _Items(Generic[T]):
         """Give the same items without those behind the index *upper*."""
         return self._part(begin=self._begin, end=min(self._end, upper + 1))
 
+    def split(self, parts: int, session: Session) -> list[int]:  # noqa: ARG002
+        """Cut it where each range has as many items as the others, or one more."""
+        length = max(0, self._end - self._begin)
+        ranges = min(parts, length)
+        return [self._begin + length * number // ranges - 1 for number in range(1, ranges)]
+
     def behind(self, after: int) -> Source[T]:
         """Give the same items without those up to the index *after*."""
         if type(after) is not int or after < 0:

@@ -65,6 +65,14 @@ class File(Protocol):
         """Take note that what `at` gave was read up to *offset*."""
         ...
 
+    def size(self) -> int:
+        """Give the number of bytes in it."""
+        ...
+
+    def line_from(self, offset: int) -> int:
+        """Give where the first line begins that begins at *offset* or behind it; the size where none does."""
+        ...
+
     def stream(self) -> BinaryIO:
         """Give the open file as it is, for a reader of another kind."""
         ...
@@ -155,6 +163,14 @@ class _LocalFile:
 
     def moved_to(self, offset: int) -> None:
         self._position = offset
+
+    def size(self) -> int:
+        self.stream()
+        return self._status[0]
+
+    def line_from(self, offset: int) -> int:
+        with self._open() as stream:
+            return _line_from(stream, offset)
 
     def stream(self) -> BinaryIO:
         if self._stream is None:
@@ -250,6 +266,13 @@ class _RemoteFile:
         self._next = end
         return line
 
+    def size(self) -> int:
+        self._open()
+        return self._size
+
+    def line_from(self, offset: int) -> int:
+        return _line_from(self.stream(), offset)
+
     def check(self) -> None:
         if self._describe() != (self._size, self._version):
             raise _changed(self.name)
@@ -334,6 +357,14 @@ class _RemoteFile:
         if not block and end < self._size:
             raise _changed(self.name)
         self._part += block
+
+
+def _line_from(stream: BinaryIO, offset: int) -> int:
+    if offset <= 0:
+        return 0
+    # With the byte in front of it, which may be the end of a line.
+    stream.seek(offset - 1)
+    return offset - 1 + len(stream.readline())
 
 
 def _version_of(info: Mapping[str, Any]) -> dict[str, Json]:

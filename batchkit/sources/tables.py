@@ -44,6 +44,7 @@ from sqlalchemy.types import Enum as EnumType
 
 from batchkit.errors import InvalidSource
 from batchkit.sources.base import Estimate, Source
+from batchkit.sources.sampling import Sample, stored
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -54,6 +55,13 @@ T = TypeVar("T")
 
 _LIMIT = "batchkit_limit"
 _COUNT_SECONDS = 5.0
+#: How many rows of a table a split looks at, at least, and for each part.
+_SAMPLE = 400
+_SAMPLES_PER_PART = 8
+#: Each is a parameter of one statement, of which a server takes some ten thousands.
+_LARGEST_SAMPLE = 8_000
+#: How many keys it takes of what these are joined to.
+_MOST_KEYS = 50_000
 _QUERY_CANCELED = "57014"
 _MYSQL = ("mysql", "mariadb")
 #: ER_STATEMENT_TIMEOUT of MariaDB and ER_QUERY_TIMEOUT of MySQL.
@@ -298,6 +306,17 @@ class _Rows(Generic[T]):
             _check_comparable(key, part)
         return type(self)(self._walk.starting_behind(parts))
 
+    def split(self, parts: int, session: Session) -> list[Any]:
+        """Cut them between rows of a sample of the table, such as the select has them, in the order of the key."""
+        found = _sampled_keys(self._walk, session.connection(), parts)
+        ranges = min(parts, len(found))
+        cuts = [found[len(found) * number // ranges - 1] for number in range(1, ranges)]
+        return [cut[0] if len(self._walk.keys) == 1 else cut for cut in dict.fromkeys(cuts)]
+
+    def until(self, upper: Any) -> Source[T]:  # noqa: ANN401
+        """Give the same rows without those behind *upper*."""
+        return _BoundedRows(self._walk.ending_at(_parts(upper, self._walk.keys)))
+
     def identity(self) -> dict[str, Json]:
         """Describe the key, whose values cursors are."""
         return {
@@ -358,9 +377,51 @@ class _BoundedRows(_Rows[T]):
             return None
         return row[0] if len(self._walk.keys) == 1 else tuple(row)
 
-    def until(self, upper: Any) -> Source[T]:  # noqa: ANN401
-        """Give the same rows without those behind *upper*."""
-        return _BoundedRows(self._walk.ending_at(_parts(upper, self._walk.keys)))
+
+def _sampled_keys(walk: _Walk, connection: Connection, parts: int) -> list[tuple[Any, ...]]:
+    """
+    Give the keys of some rows from all over a walk, in its order.
+
+    A sample of the table tells which rows are looked up by their unique columns: what the select joins and leaves out
+    is so as it is, and no more is read of it. Where it leaves nearly all of them out, the table's own rows are taken.
+    """
+    own = _own_unique(walk.keys)
+    names = [column.key for column in own]
+    table = walk.keys[0].column.table
+    rows, is_whole = Sample(connection, own).take(min(max(_SAMPLE, _SAMPLES_PER_PART * parts), _LARGEST_SAMPLE))
+    columns = [stored(table.c[name], connection.dialect.name) for name in names]
+    found = _looked_up(walk, connection, columns, rows)
+    if len(found) < parts and not is_whole and all(key.column.table is table for key in walk.keys):
+        plain = _Walk(
+            select(*(key.column for key in walk.keys)), walk.keys, for_update=False, after=walk.after, until=walk.until
+        )
+        return _looked_up(plain, connection, columns, rows)
+    return found
+
+
+def _looked_up(
+    walk: _Walk, connection: Connection, columns: Sequence[Any], rows: Sequence[tuple[Any, ...]]
+) -> list[tuple[Any, ...]]:
+    """Give the keys that a walk has of *rows*, which are told by *columns*."""
+    statements = walk.statements(connection)
+    order = [key.order for key in walk.keys]
+    while True:
+        is_one = columns[0].in_([row[0] for row in rows]) if len(columns) == 1 else tuple_(*columns).in_(list(rows))
+        found = connection.execute(statements.keys_only.where(is_one).order_by(None).order_by(*order).limit(_MOST_KEYS))
+        keys = [tuple(row) for row in found]
+        if len(keys) < _MOST_KEYS or len(rows) < _SAMPLES_PER_PART:
+            return keys
+        # Each is joined to many others.
+        rows = rows[::10]
+
+
+def _own_unique(keys: Sequence[_Key]) -> list[Column[Any]]:
+    """Give the fewest columns of the key's table that tell its rows apart and are in the key."""
+    table = _table_of(keys[0].column)
+    if table is None:
+        return []
+    within = [list(columns) for columns in _unique_sets(table) if _is_within(columns, keys, table)]
+    return min(within, key=len)
 
 
 def _behind(keys: Sequence[_Key], values: Sequence[Any]) -> ColumnElement[bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -45,10 +46,19 @@ def parquet_rows(
 class _ParquetRows:
     """Rows by the number of their group and their number in it."""
 
-    def __init__(self, file: File, columns: list[str] | None, *, begin: Any = None) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        file: File,
+        columns: list[str] | None,
+        *,
+        begin: Any = None,  # noqa: ANN401
+        end: tuple[int, int] | None = None,
+    ) -> None:
         self._file = file
         self._columns = columns
         self._begin = begin
+        #: the group and the number of the last row, where that is not the file's
+        self._end = end
         self._opened: Any = None
         #: the row group that is kept, and its number
         self._group: Any = None
@@ -58,7 +68,7 @@ class _ParquetRows:
         """Read the row group with the first row behind *after*."""
         group, row = self._first_behind(after)
         parquet = self._parquet()
-        if group < parquet.num_row_groups and row < parquet.metadata.row_group(group).num_rows:
+        if group < parquet.num_row_groups and row < self._rows_of(group):
             self._load(group)
 
     def read(
@@ -73,27 +83,45 @@ class _ParquetRows:
         found: list[tuple[dict[str, Any], list[int]]] = []
         while len(found) < limit and group < parquet.num_row_groups:
             # A group that is done is not read again to learn that.
-            if row < parquet.metadata.row_group(group).num_rows:
-                taken = self._load(group).slice(row, limit - len(found)).to_pylist()
+            if row < self._rows_of(group):
+                wanted = min(limit - len(found), self._rows_of(group) - row)
+                taken = self._load(group).slice(row, wanted).to_pylist()
                 found += [(item, [group, number]) for number, item in enumerate(taken, start=row)]
             group, row = group + 1, 0
         return found
 
     def count(self, session: Session) -> int:  # noqa: ARG002
         """Give the number of rows, which the file's metadata tell."""
-        metadata = self._parquet().metadata
         group, row = self._first_behind(None)
-        left = sum(int(metadata.row_group(number).num_rows) for number in range(group, metadata.num_row_groups))
-        return max(0, left - row)
+        return max(0, sum(self._rows_of(number) for number in range(group, self._parquet().num_row_groups)) - row)
+
+    def split(self, parts: int, session: Session) -> list[list[int]]:  # noqa: ARG002
+        """Cut it between row groups, since each is read whole."""
+        first, row = self._first_behind(None)
+        groups = range(first, self._parquet().num_row_groups)
+        passed = itertools.accumulate(self._rows_of(group) - (row if group == first else 0) for group in groups)
+        ends = [(end, [group, self._rows_of(group) - 1]) for group, end in zip(groups, passed, strict=True)]
+        total = ends[-1][0] if ends else 0
+        cuts: list[list[int]] = []
+        due = 1
+        for end, cursor in ends:
+            if 0 < end < total and end * parts >= total * due:
+                cuts.append(cursor)
+                due = end * parts // total + 1
+        return cuts
+
+    def until(self, upper: Any) -> Source[dict[str, Any]]:  # noqa: ANN401
+        """Give the same rows without those behind the one at *upper*."""
+        return _ParquetRows(self._file.anew(), self._columns, begin=self._begin, end=_checked(upper))
 
     def behind(self, after: Any) -> Source[dict[str, Any]]:  # noqa: ANN401
         """Give the same rows without those up to the one at *after*."""
         _checked(after)
-        return _ParquetRows(self._file.anew(), self._columns, begin=after)
+        return _ParquetRows(self._file.anew(), self._columns, begin=after, end=self._end)
 
     def anew(self) -> Source[dict[str, Any]]:
         """Give the same source with the file not opened yet."""
-        return _ParquetRows(self._file.anew(), self._columns, begin=self._begin)
+        return _ParquetRows(self._file.anew(), self._columns, begin=self._begin, end=self._end)
 
     def identity(self) -> dict[str, Json]:
         """Say that cursors are row groups and rows."""
@@ -109,6 +137,13 @@ class _ParquetRows:
             return 0, 0
         group, row = _checked(after)
         return group, row + 1
+
+    def _rows_of(self, group: int) -> int:
+        """Give how many of a group's rows there are, as seen from its first."""
+        rows = int(self._parquet().metadata.row_group(group).num_rows)
+        if self._end is None or group < self._end[0]:
+            return rows
+        return min(rows, self._end[1] + 1) if group == self._end[0] else 0
 
     def _parquet(self) -> Any:  # noqa: ANN401
         if self._opened is None:

@@ -42,8 +42,15 @@ class Failures:
         if failures and tx.execute(self._statements.resolve(lease.run_id, failures)).rowcount != len(failures):
             raise FailureResolved(lease.run_id)
 
-    def tally(self, tx: Connection, run_id: RunId) -> tuple[int, int]:
-        """Count the items of a run that were done, and those that failed, as *tx* sees them."""
+    def tally(self, tx: Connection, run_id: RunId, *, is_shared: bool) -> tuple[int, int]:
+        """
+        Count the items of a run that were done, and those that failed.
+
+        Where it *is_shared* others commit failures as well: until the end of *tx* they wait, so that together they
+        record no more than are allowed.
+        """
+        if is_shared:
+            tx.execute(self._statements.lock_run(run_id))
         done, failed = tx.execute(self._statements.item_tally(run_id)).one()
         return int(done), int(failed)
 

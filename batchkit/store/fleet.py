@@ -12,11 +12,13 @@ from sqlalchemy import (
     Float,
     Integer,
     and_,
+    case,
     delete,
     func,
     insert,
     literal,
     null,
+    or_,
     select,
     type_coerce,
     union_all,
@@ -84,13 +86,35 @@ class FleetStatements(Statements):
     def _waiting(self) -> Select[Any]:
         run, partition = self.run.c, self.partition.c
         since = func.coalesce(partition.lease_expires_at, partition.due_at, type_=partition.due_at.type)
-        columns = [run.queue, *[null() for _ in range(10)], func.count().label("ready"), func.min(since).label("since")]
-        return (
-            select(*columns)
+        is_ready = and_(self._is_free(), self._may_be_claimed())
+        each = (
+            select(
+                run.queue,
+                run.max_workers,
+                func.count(case((is_ready, 1))).label("ready"),
+                func.count(case((self._is_live(), 1))).label("held"),
+                func.min(case((is_ready, since))).label("since"),
+            )
             .join_from(self.partition, self.run, run.id == partition.run_id)
-            .where(self._is_free(), self._may_be_claimed())
-            .group_by(run.queue)
+            # For the indexes; what it lets through is judged by what is above.
+            .where(or_(partition.worker.is_not(None), partition.state == PartitionState.OPEN))
+            .group_by(run.id, run.queue, run.max_workers)
+            .subquery()
         )
+        ready = self._has_room_for(each.c.ready, each.c.held, each.c.max_workers)
+        nothing = [null() for _ in range(10)]
+        return (
+            select(each.c.queue, *nothing, func.sum(ready).label("ready"), func.min(each.c.since).label("since"))
+            .where(ready > 0)
+            .group_by(each.c.queue)
+        )
+
+    def _has_room_for(
+        self, ready: ColumnElement[int], held: ColumnElement[int], most: ColumnElement[int | None]
+    ) -> ColumnElement[int]:
+        """Count of the partitions of a run that are ready those that its `max_workers` allows to be worked now."""
+        left = most - held
+        return case((most.is_(None), ready), (left <= 0, 0), (ready > left, left), else_=ready)
 
     def _may_be_claimed(self) -> ColumnElement[bool]:
         """Tell a partition that a worker may claim, if nobody holds it."""
@@ -100,6 +124,7 @@ class FleetStatements(Statements):
             partition.due_at <= self.clock.now(),
             run.state.in_(WORKABLE),
             run.requested.is_(None),
+            self._is_not_held_off(),
         )
 
     def held_on(self, instance: str) -> Select[Any]:

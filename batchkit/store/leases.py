@@ -47,18 +47,23 @@ class Leases:
         self._standing = Rendered(statements.standing(), database.engine)
 
     def claimable(
-        self, *, jobs: Collection[str], queues: Collection[str] | None, limit: int = 10
+        self,
+        *,
+        jobs: Collection[str],
+        queues: Collection[str] | None,
+        besides: Collection[RunId] = (),
+        limit: int = 10,
     ) -> list[tuple[RunId, int]]:
-        """Find partitions of *jobs* that can be claimed now, those that have waited longest first."""
+        """Find a partition of each run of *jobs*, *besides* some, that can be claimed now; runs take turns."""
         if not jobs:
             return []
-        statement = self._statements.claimable(jobs=jobs, queues=queues, limit=limit)
+        statement = self._statements.claimable(jobs=jobs, queues=queues, besides=besides, limit=limit)
         with self._database.reading() as tx:
             return [(RunId(run_id), number) for run_id, number in tx.execute(statement)]
 
-    def claimable_in(self, run_id: RunId, *, is_due: bool = False) -> list[int]:
+    def claimable_in(self, run_id: RunId, *, is_due: bool = False, limit: int = 100) -> list[int]:
         """Find partitions of one run that can be claimed now; with *is_due*, those only that are due."""
-        statement = self._statements.claimable_in(run_id, is_due=is_due)
+        statement = self._statements.claimable_in(run_id, is_due=is_due, limit=limit)
         with self._database.reading() as tx:
             return list(tx.execute(statement).scalars())
 
@@ -81,8 +86,10 @@ class Leases:
         worker may go on after a signal to stop, *is_protected* that it must not be stopped.
         """
         with self._database.transaction() as tx:
-            run = self._runs.lock(tx, run_id)
+            run = self._runs.lock(tx, run_id, takes_turn=True)
             if run is None or run["state"] not in WORKABLE or run["requested"] is not None:
+                return None
+            if not self._has_room(tx, run) or (wake_no is not None and self._is_held_off(tx, run)):
                 return None
             before = tx.execute(self._statements.read_partition(run_id, number)).mappings().one_or_none()
             is_takeover = before is not None and before["holder"] is not None and not before["is_live"]
@@ -279,6 +286,8 @@ class Leases:
             state = self._runs.settle(
                 tx, lease.run_id, reason=reason, worker=None, is_interrupt=is_interrupt and not is_exhausted
             )
+            if is_waiting and lease.partitions > 1:
+                tx.execute(self._statements.hold_off(lease.run_id, seconds=delay))
             if is_waiting and state is RunState.QUEUED:
                 tx.execute(self._statements.explain_waiting(lease.run_id, reason))
             return state
@@ -337,6 +346,19 @@ class Leases:
         seconds: float | None = tx.execute(self._statements.chunk_seconds_of(job, runs=_RUNS_LOOKED_AT)).scalar_one()
         return seconds
 
+    def _has_room(self, tx: Connection, run: RowMapping) -> bool:
+        """Tell, under the run's lock, whether it may have another worker."""
+        if run["max_workers"] is None:
+            return True
+        return bool(tx.execute(self._statements.workers(run["id"])).scalar_one() < run["max_workers"])
+
+    def _is_held_off(self, tx: Connection, run: RowMapping) -> bool:
+        # Nearly always there is nothing to ask.
+        return (
+            run["held_until"] is not None
+            and tx.execute(self._statements.is_held_off(run["id"])).scalar_one_or_none() is not None
+        )
+
     def _left_in_doubt(self, tx: Connection, lease: Lease) -> Lease:
         if lease.doubt is None:
             return lease
@@ -369,12 +391,15 @@ class Leases:
             self._runs.record_takeover(tx, run["id"], reason=reason, worker=worker)
 
     def _insert_rest(self, tx: Connection, lease: Lease, plan: Plan) -> None:
-        for number, range_ in enumerate(plan.ranges[1:], start=1):
-            tx.execute(
-                self._statements.insert_partition(
-                    lease.run_id, number, range_, kind=PartitionKind.ITEMS, state=PartitionState.OPEN
-                )
+        rest = [
+            {"run_id": lease.run_id, "number": number, "cursor": range_.after, "until": range_.until}
+            for number, range_ in enumerate(plan.ranges[1:], start=1)
+        ]
+        if rest:
+            inserted = self._statements.insert_partitions(
+                kind=PartitionKind.ITEMS, state=PartitionState.OPEN, is_shared=True
             )
+            tx.execute(inserted, rest)
         if plan.has_finish:
             tx.execute(
                 self._statements.insert_partition(
@@ -407,6 +432,7 @@ def _lease(run: RowMapping, row: RowMapping) -> Lease:
         limit=run["item_limit"],
         is_dry_run=bool(run["is_dry_run"]),
         retries_in_doubt=bool(run["retries_in_doubt"]),
+        partitions=run["partitions"],
         cursor=row["cursor"],
         until=row["until"],
         seq=row["seq"],

@@ -176,7 +176,7 @@ class Runs:
                 raise illegal_transition(run_id, RunState.RUNNING, RunState.QUEUED)
             if run["state"] is not RunState.QUEUED or not accept:
                 self._queue_again(tx, run_id, run["state"], reason="resumed, as it is now" if accept else "resumed")
-            tx.execute(self._statements.make_due(run_id))
+            tx.execute(self._statements.make_due(run_id, is_shared=run["partitions"] > 1))
             self._suspects.let_go_on(tx, run_id, skip=skip)
             if accept:
                 tx.execute(self._statements.forget_meaning(run_id))
@@ -192,6 +192,7 @@ class Runs:
             reason=reason,
             error=None,
             waiting_reason=None,
+            held_until=None,
             finished_at=None,
             announce_at=None,
             announcing_until=None,
@@ -199,9 +200,9 @@ class Runs:
 
     # What workers do
 
-    def lock(self, tx: Connection, run_id: RunId) -> RowMapping | None:
+    def lock(self, tx: Connection, run_id: RunId, *, takes_turn: bool = False) -> RowMapping | None:
         """Lock a run's row as part of *tx* and read it in a statement of its own; None when there is none."""
-        if tx.execute(self._statements.lock_run(run_id)).rowcount != 1:
+        if tx.execute(self._statements.lock_run(run_id, takes_turn=takes_turn)).rowcount != 1:
             return None
         return tx.execute(self._statements.read_run(run_id)).mappings().one()
 
@@ -233,7 +234,7 @@ class Runs:
         if doubtful:
             self.doubts.settle(tx, run_id)
         if not items_open and unfinished:
-            tx.execute(self._statements.open_finish(run_id))
+            tx.execute(self._statements.open_finish(run_id, is_shared=run["partitions"] > 1))
         state: RunState = run["state"]
         after = settled(state, run["requested"], unfinished=unfinished, held=held)
         if after is not state:
@@ -375,15 +376,45 @@ class Runs:
                 raise RunNotFound(run_id)
             return self.settle(tx, run_id, reason="the lease of its worker ran out", worker=None, is_interrupt=True)
 
-    def waiting(self, run_id: RunId, *, partition: int | None = None) -> list[WakeUp]:
+    def waiting(self, run_id: RunId, *, partition: int | None = None, limit: int | None = None) -> list[WakeUp]:
         """Find what of a run waits for a worker now."""
         columns = self._database.tables.partition.c
-        statement = self._statements.wake_ups().where(columns.run_id == run_id)
+        statement = self._statements.wake_ups().where(columns.run_id == run_id).limit(limit)
         return self._wake_ups(statement if partition is None else statement.where(columns.number == partition))
 
     def overdue(self, *, limit: int) -> list[WakeUp]:
-        """Find what waits for a worker though its message should have reached one, or that has no message."""
-        return self._wake_ups(self._statements.wake_ups().where(self._statements.is_overdue()).limit(limit))
+        """Find what waits for a worker though its message should have reached one: runs of one partition."""
+        run, statements = self._database.tables.run.c, self._statements
+        return self._wake_ups(statements.wake_ups().where(run.partitions == 1, statements.is_overdue()).limit(limit))
+
+    def is_shared(self, run_id: RunId) -> bool:
+        """Tell whether a run is to have several partitions."""
+        with self._database.reading() as tx:
+            run = tx.execute(self._statements.read_run(run_id)).mappings().one_or_none()
+        return run is not None and run["partitions"] > 1
+
+    def short_of_workers(self, *, limit: int) -> list[RunId]:
+        """Find runs with several partitions that could have another worker."""
+        with self._database.reading() as tx:
+            return [RunId(found) for found in tx.execute(self._statements.short_of_workers(limit)).scalars()]
+
+    def take_shares(self, run_id: RunId, *, window: int) -> list[WakeUp]:
+        """
+        Win the right to send wake-ups of a run: as many as are missing to *window* that are under way.
+
+        Those whose message was lost are among them, with a patience that grows as that of others.
+        """
+        with self._database.reading() as tx:
+            found = tx.execute(self._statements.shares(run_id)).one_or_none()
+        if found is None:
+            return []
+        under_way, workers, allowed = found
+        missing = window - under_way if allowed is None else min(window, allowed - workers) - under_way
+        if missing <= 0:
+            return []
+        columns = self._database.tables.partition.c
+        statement = self._statements.wake_ups().where(columns.run_id == run_id, self._statements.is_overdue())
+        return [wake_up for wake_up in self._wake_ups(statement.limit(missing)) if self.take_resend(wake_up)]
 
     def all_waiting(self, *, limit: int) -> list[WakeUp]:
         """Find what waits for a worker now."""
@@ -401,7 +432,14 @@ class Runs:
 
     def unannounced(self, *, limit: int) -> list[WakeUp]:
         """Find ended runs whose message has not told of their end in time."""
-        return self._wake_ups(self._statements.unannounced(limit))
+        return self._wake_ups(self._statements.unannounced().where(self._statements.is_announcement_due()).limit(limit))
+
+    def announcement(self, run_id: RunId) -> list[WakeUp]:
+        """Give the message that is to tell of the end of a run, where it has not yet."""
+        columns = self._database.tables.run.c
+        return self._wake_ups(
+            self._statements.unannounced().where(columns.id == run_id, columns.announce_at.is_not(None))
+        )
 
     def take_announcement_resend(self, wake_up: WakeUp) -> bool:
         """Win the right to send the message of an ended run again; False when another sweep has it."""
@@ -493,6 +531,7 @@ class Runs:
                 lease_expires_at=row["lease_expires_at"],
                 is_held=bool(row["is_live"]),
                 in_doubt=row["in_doubt"],
+                until=_cursor(row["until"]),
             )
             for row in rows
         ]
@@ -543,7 +582,14 @@ class Runs:
         tx.execute(self._statements.insert_run(new))
         first = Range(after=new.after)
         tx.execute(
-            self._statements.insert_partition(new.id, 0, first, kind=PartitionKind.ITEMS, state=PartitionState.OPEN)
+            self._statements.insert_partition(
+                new.id,
+                0,
+                first,
+                kind=PartitionKind.ITEMS,
+                state=PartitionState.OPEN,
+                is_shared=new.partitions > 1,
+            )
         )
         reason = _reason_to_start(new)
         tx.execute(self._statements.insert_transition(new.id, None, RunState.QUEUED, reason=reason, worker=None))
@@ -627,6 +673,8 @@ def _record(row: RowMapping) -> RunRecord:
         limit=row["item_limit"],
         is_dry_run=bool(row["is_dry_run"]),
         retries_in_doubt=bool(row["retries_in_doubt"]),
+        partitions=row["partitions"],
+        max_workers=row["max_workers"],
         retries=row["retries"],
         retry_reason=row["retry_reason"],
         message=row["message"],

@@ -85,20 +85,31 @@ class Statements:
             item_limit=new.limit,
             is_dry_run=new.is_dry_run,
             retries_in_doubt=new.retries_in_doubt,
+            partitions=new.partitions,
+            max_workers=new.max_workers,
             created_at=self.clock.now(),
         )
 
     def insert_partition(
-        self, run_id: RunId, number: int, range_: Range, *, kind: PartitionKind, state: PartitionState
+        self,
+        run_id: RunId,
+        number: int,
+        range_: Range,
+        *,
+        kind: PartitionKind,
+        state: PartitionState,
+        is_shared: bool = False,
     ) -> Executable:
-        """Write a partition that nobody holds yet."""
+        """Write a partition that nobody holds yet; its wake-up is sent at once, or, *is_shared*, as those of others."""
+        return self.insert_partitions(kind=kind, state=state, is_shared=is_shared).values(
+            run_id=run_id, number=number, cursor=range_.after, until=range_.until
+        )
+
+    def insert_partitions(self, *, kind: PartitionKind, state: PartitionState, is_shared: bool) -> Insert:
+        """Write partitions that nobody holds yet; it is executed with their run, numbers and ranges."""
         return insert(self.partition).values(
-            run_id=run_id,
-            number=number,
             kind=kind,
             state=state,
-            cursor=range_.after,
-            until=range_.until,
             done=0,
             failed=0,
             in_doubt=0,
@@ -108,7 +119,7 @@ class Statements:
             claims=0,
             due_at=self.clock.now(),
             wake_no=0,
-            resend_at=self._patience(),
+            resend_at=self.clock.now() if is_shared else self._patience(),
         )
 
     def plan_run(self, lease: Lease, plan: Plan) -> Executable:
@@ -155,24 +166,47 @@ class Statements:
 
     # Claiming and working
 
-    def claimable(self, *, jobs: Collection[str], queues: Collection[str] | None, limit: int) -> Select[Any]:
-        """Find partitions that a worker may claim now, those that have waited longest first."""
+    def claimable(
+        self, *, jobs: Collection[str], queues: Collection[str] | None, besides: Collection[RunId], limit: int
+    ) -> Select[Any]:
+        """
+        Find runs of which a worker may claim a partition now, and the one of each that has waited longest.
+
+        Runs take turns, whatever the number of their partitions: first comes the one that has waited longest since it
+        could be claimed, or since a worker last came for it.
+        """
         run, partition = self.run.c, self.partition.c
-        statement = (
-            select(partition.run_id, partition.number)
-            .join(self.run, run.id == partition.run_id)
-            .where(
-                partition.state == PartitionState.OPEN,
-                partition.due_at <= self.clock.now(),
-                self._is_free(),
-                run.state.in_(WORKABLE),
-                run.requested.is_(None),
-                run.job.in_(jobs),
-            )
-            .order_by(partition.due_at, partition.run_id, partition.number)
+        waits = (
+            partition.run_id == run.id,
+            partition.state == PartitionState.OPEN,
+            partition.due_at <= self.clock.now(),
+            self._is_free(),
+        )
+        due = select(func.min(partition.due_at)).where(*waits).correlate(self.run).scalar_subquery()
+        number = select(partition.number).where(*waits).order_by(partition.due_at, partition.number).limit(1)
+        found = select(
+            run.id.label("run_id"),
+            number.correlate(self.run).scalar_subquery().label("number"),
+            due.label("due_at"),
+            run.turn_at,
+        ).where(
+            run.state.in_(WORKABLE),
+            run.requested.is_(None),
+            run.job.in_(jobs),
+            self._is_not_held_off(),
+            self._has_room(),
+        )
+        if queues is not None:
+            found = found.where(run.queue.in_(queues))
+        if besides:
+            found = found.where(run.id.not_in(besides))
+        each = found.subquery()
+        return (
+            select(each.c.run_id, each.c.number)
+            .where(each.c.due_at.is_not(None))
+            .order_by(Later(each.c.turn_at, each.c.due_at), each.c.run_id)
             .limit(limit)
         )
-        return statement if queues is None else statement.where(run.queue.in_(queues))
 
     def reserved_until(self, run_id: RunId) -> Select[Any]:
         """Read until when the rate of a run is reserved, and the moment; under the run's lock."""
@@ -182,8 +216,12 @@ class Statements:
         """Reserve the rate of a run until *ends*; under the run's lock."""
         return update(self.run).where(self.run.c.id == run_id).values(next_item_at=ends)
 
-    def claimable_in(self, run_id: RunId, *, is_due: bool) -> Select[Any]:
-        """Find partitions of one run that a worker may claim now; with *is_due*, those only that are due."""
+    def claimable_in(self, run_id: RunId, *, is_due: bool, limit: int) -> Select[Any]:
+        """
+        Find partitions of one run that a worker may claim now; with *is_due*, those only that are due.
+
+        Those come last for which another worker is on its way.
+        """
         run, partition = self.run.c, self.partition.c
         statement = (
             select(partition.number)
@@ -194,18 +232,38 @@ class Statements:
                 self._is_free(),
                 run.state.in_(WORKABLE),
                 run.requested.is_(None),
+                self._has_room(),
             )
-            .order_by(partition.due_at, partition.number)
+            .order_by(case((self.is_overdue(), 0), else_=1), partition.due_at, partition.number)
+            .limit(limit)
         )
-        return statement.where(partition.due_at <= self.clock.now()) if is_due else statement
+        if not is_due:
+            return statement
+        return statement.where(partition.due_at <= self.clock.now(), self._is_not_held_off())
 
-    def lock_run(self, run_id: RunId) -> Executable:
+    def workers(self, run_id: RunId) -> Select[Any]:
+        """Count the live leases on a run."""
+        return select(func.count()).where(self.partition.c.run_id == run_id, self._is_live())
+
+    def is_held_off(self, run_id: RunId) -> Select[Any]:
+        """Tell whether a throttle holds all partitions of a run off."""
+        return select(self.run.c.id).where(self.run.c.id == run_id, ~self._is_not_held_off())
+
+    def hold_off(self, run_id: RunId, *, seconds: float) -> Executable:
+        """Hold all partitions of a run off; those that are held by a worker ask its throttle themselves."""
+        return (
+            update(self.run).where(self.run.c.id == run_id).values(held_until=self.clock.after(literal(seconds, Float)))
+        )
+
+    def lock_run(self, run_id: RunId, *, takes_turn: bool = False) -> Executable:
         """
         Lock the run by an UPDATE; what is then read in a new statement is what the last holder of the lock left.
 
         A SELECT ... FOR UPDATE would not do: under REPEATABLE READ two last partitions each saw the other unfinished.
+        With *takes_turn* a worker comes for some of it, so that other runs that wait go first after that.
         """
-        return update(self.run).where(self.run.c.id == run_id).values(version=self.run.c.version + 1)
+        turn: dict[str, Any] = {"turn_at": self.clock.now()} if takes_turn else {}
+        return update(self.run).where(self.run.c.id == run_id).values(version=self.run.c.version + 1, **turn)
 
     def read_run(self, run_id: RunId) -> Select[Any]:
         """Read a run's own row."""
@@ -366,8 +424,10 @@ class Statements:
         """
         Give a partition back: it is due after *delay* seconds, behind those that wait already.
 
-        Who gives it back without a delay wakes the next worker up; else the sweep does, when it is due.
+        Who gives it back without a delay wakes the next worker up; else the sweep does, when it is due. Of several
+        partitions, those are woken for that have waited longest.
         """
+        is_left = delay > 0 or lease.partitions > 1
         return (
             update(self.partition)
             .where(self._is_held_by(lease))
@@ -377,7 +437,7 @@ class Statements:
                 lease_expires_at=None,
                 state=state,
                 due_at=self.clock.after(literal(delay, Float)),
-                resend_at=self.clock.after(literal(delay, Float)) if delay else self._patience(),
+                resend_at=self.clock.after(literal(delay, Float)) if is_left else self._patience(),
             )
         )
 
@@ -453,22 +513,26 @@ class Statements:
         ]
         return select(*counts).where(partition.run_id == run_id)
 
-    def open_finish(self, run_id: RunId) -> Executable:
+    def open_finish(self, run_id: RunId, *, is_shared: bool) -> Executable:
         """Let workers claim the run's `finish`."""
         partition = self.partition.c
         return (
             update(self.partition)
             .where(partition.run_id == run_id, partition.state == PartitionState.WAITING)
-            .values(state=PartitionState.OPEN, due_at=self.clock.now(), resend_at=self._patience())
+            .values(
+                state=PartitionState.OPEN,
+                due_at=self.clock.now(),
+                resend_at=self.clock.now() if is_shared else self._patience(),
+            )
         )
 
-    def make_due(self, run_id: RunId) -> Executable:
-        """Let a run's partitions be claimed at once; who asks for it wakes workers up."""
+    def make_due(self, run_id: RunId, *, is_shared: bool) -> Executable:
+        """Let a run's partitions be claimed at once; who asks for it wakes workers up, by and by where *is_shared*."""
         partition = self.partition.c
         return (
             update(self.partition)
             .where(partition.run_id == run_id)
-            .values(due_at=self.clock.now(), resend_at=self._patience())
+            .values(due_at=self.clock.now(), resend_at=self.clock.now() if is_shared else self._patience())
         )
 
     def change_state(
@@ -547,6 +611,8 @@ class Statements:
                 run.params,
                 run.queue,
                 run.message,
+                # There is one message to tell of the end, and one partition that it goes with at a time.
+                or_(partition.number == 0, partition.kind == PartitionKind.FINISH).label("is_by_message"),
                 partition.due_at,
                 self.clock.now().label("asked_at"),
             )
@@ -554,6 +620,7 @@ class Statements:
             .where(
                 run.state.in_(WORKABLE),
                 run.requested.is_(None),
+                self._is_not_held_off(),
                 partition.state == PartitionState.OPEN,
                 self._is_free(),
                 partition.due_at <= self.clock.now(),
@@ -564,6 +631,28 @@ class Statements:
     def is_overdue(self) -> ColumnElement[bool]:
         """Say that a wake-up is not known to be under way, or has been for too long."""
         return or_(self.partition.c.resend_at.is_(None), self.partition.c.resend_at <= self.clock.now())
+
+    def shares(self, run_id: RunId) -> Select[Any]:
+        """Count the wake-ups of a run that are under way, and its live leases; give how many of these it may have."""
+        run, partition = self.run.c, self.partition.c
+        is_under_way = and_(
+            partition.state == PartitionState.OPEN,
+            self._is_free(),
+            partition.due_at <= self.clock.now(),
+            ~self.is_overdue(),
+        )
+        counts: list[ColumnElement[Any]] = [_count_if(is_under_way), _count_if(self._is_live())]
+        return (
+            select(*counts, run.max_workers)
+            .join(self.run, run.id == partition.run_id)
+            .where(partition.run_id == run_id)
+            .group_by(run.max_workers)
+        )
+
+    def short_of_workers(self, limit: int) -> Select[Any]:
+        """Find runs with several partitions of which some wait, and no wake-up of theirs is under way."""
+        waiting = self.wake_ups().where(self.is_overdue(), self.run.c.partitions > 1, self._has_room()).order_by(None)
+        return waiting.with_only_columns(self.run.c.id).distinct().limit(limit)
 
     def take_resend(self, wake_up: WakeUp, *, patience: float) -> Executable:
         """Win the right to send a wake-up again; nobody else has it for *patience* seconds."""
@@ -581,22 +670,28 @@ class Statements:
 
     def backlog(self, *, waited: float, unswept: float) -> Executable:
         """Count the runs that have *waited* so long for a worker, and those of them that no sweep has seen to."""
-        partition = self.partition.c
+        partition, other = self.partition.c, self.partition.alias("other")
         # Where a dead worker's lease has run out, it waits since then.
         since = func.coalesce(partition.lease_expires_at, partition.due_at, type_=UtcTime())
+        # A run with several partitions sends its wake-ups by and by; it waits where nobody works any of them.
+        attended = exists().where(other.c.run_id == partition.run_id, other.c.lease_expires_at > self.clock.now())
         found = (
             self.wake_ups()
             .add_columns(since.label("since"), func.coalesce(partition.resend_at, since, type_=UtcTime()).label("send"))
-            .where(since <= self._ago(waited))
+            .where(since <= self._ago(waited), or_(self.run.c.partitions == 1, ~attended))
             .subquery()
         )
-        late = case((found.c.send <= self._ago(unswept), found.c.run_id))
-        return select(
-            func.count(found.c.run_id.distinct()),
-            func.min(found.c.since),
-            func.max(found.c.asked_at),
-            func.count(late.distinct()),
+        each = (
+            select(
+                func.min(found.c.since).label("since"),
+                func.max(found.c.send).label("send"),
+                func.max(found.c.asked_at).label("asked_at"),
+            )
+            .group_by(found.c.run_id)
+            .subquery()
         )
+        late = case((each.c.send <= self._ago(unswept), 1))
+        return select(func.count(each.c.since), func.min(each.c.since), func.max(each.c.asked_at), func.count(late))
 
     def chunk_seconds(self, *, within: float) -> Select[Any]:
         """Give the longest last chunk, by job, of the runs that have not ended longer ago than *within*."""
@@ -713,8 +808,12 @@ class Statements:
         """Say when the message of a run that has ended is to be sent again; never where no message started it."""
         return case((self.run.c.message.is_not(None), self._patience()), else_=None)
 
-    def unannounced(self, limit: int) -> Select[Any]:
-        """Find ended runs whose message has not told of it in time."""
+    def is_announcement_due(self) -> ColumnElement[bool]:
+        """Say that the message of a run that has ended has not told of it in time."""
+        return self.run.c.announce_at <= self.clock.now()
+
+    def unannounced(self) -> Select[Any]:
+        """Read the messages that are to tell of the ends of runs."""
         run, partition = self.run.c, self.partition.c
         return (
             select(
@@ -730,9 +829,7 @@ class Statements:
                 true().label("is_announcement"),
             )
             .join(self.partition, and_(partition.run_id == run.id, partition.number == 0))
-            .where(run.announce_at <= self.clock.now())
             .order_by(run.announce_at)
-            .limit(limit)
         )
 
     def take_announcement_resend(self, run_id: RunId, *, patience: float) -> Executable:
@@ -860,6 +957,21 @@ class Statements:
 
     def _is_live(self) -> ColumnElement[bool]:
         return self.partition.c.lease_expires_at > self.clock.now()
+
+    def _is_not_held_off(self) -> ColumnElement[bool]:
+        return or_(self.run.c.held_until.is_(None), self.run.c.held_until <= self.clock.now())
+
+    def _has_room(self) -> ColumnElement[bool]:
+        """Say that a run may have another worker."""
+        run, other = self.run.c, self.partition.alias("other")
+        workers = (
+            select(func.count())
+            .select_from(other)
+            .where(other.c.run_id == run.id, other.c.lease_expires_at > self.clock.now())
+            .correlate(self.run)
+            .scalar_subquery()
+        )
+        return or_(run.max_workers.is_(None), workers < run.max_workers)
 
     def _ago(self, seconds: float) -> ColumnElement[datetime]:
         return self.clock.after(literal(-seconds, Float))

@@ -125,6 +125,13 @@ def tables(schema: str | None = None) -> Tables:
         Column("is_dry_run", Boolean, nullable=False, server_default=false()),
         # Whether the failures that it tries again are those, too, of which nobody knows whether they happened.
         Column("retries_in_doubt", Boolean, nullable=False, server_default=false()),
+        # Into how many partitions it is to be cut, and how many workers it may have at a time.
+        Column("partitions", Integer, nullable=False, server_default="1"),
+        Column("max_workers", Integer),
+        # When a worker last came for some of it: of several runs that wait, the one goes first that had none longest.
+        Column("turn_at", UtcTime),
+        # Until when a throttle holds all of its partitions off.
+        Column("held_until", UtcTime),
         # That message, as its queue wrote it down, so that it can be sent again.
         Column("message", LONG_TEXT),
         # When to send the message of an ended run again; nothing is left to announce where this is empty.

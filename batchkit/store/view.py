@@ -18,6 +18,7 @@ from batchkit.store.fleet import FleetStatements
 
 VIEW = "batchkit_busy"
 
+_STANDINGS = ("ready", "interruptible", "protected")
 _COUNTS = ("ready", "busy", "interruptible", "protected", "wanted")
 
 
@@ -88,28 +89,32 @@ class _ViewStatements(FleetStatements):
             (is_held, "protected"),
             (and_(self._is_free(), self._may_be_claimed()), "ready"),
         )
-        judged = (
-            select(cast(run.queue, Text).label("queue"), standing.label("standing"))
+        each = (
+            select(
+                cast(run.queue, Text).label("queue"),
+                run.max_workers,
+                *(func.count(case((standing == name, 1))).label(name) for name in _STANDINGS),
+            )
             .join_from(self.partition, self.run, run.id == partition.run_id)
             # For the indexes; what it lets through is judged by what is above.
             .where(or_(partition.worker.is_not(None), partition.state == PartitionState.OPEN))
-            .subquery("judged")
+            .group_by(run.id, run.queue, run.max_workers)
+            .subquery("each_run")
         )
-
-        def count(*standings: str) -> ColumnElement[int]:
-            return func.count(case((judged.c.standing.in_(standings), 1)))
-
+        interruptible, protected = func.sum(each.c.interruptible), func.sum(each.c.protected)
+        held = each.c.interruptible + each.c.protected
+        ready = func.sum(self._has_room_for(each.c.ready, held, each.c.max_workers))
         counts: dict[str, ColumnElement[int]] = {
-            "ready": count("ready"),
-            "busy": count("interruptible", "protected"),
-            "interruptible": count("interruptible"),
-            "protected": count("protected"),
-            "wanted": func.count(judged.c.standing),
+            "ready": ready,
+            "busy": interruptible + protected,
+            "interruptible": interruptible,
+            "protected": protected,
+            "wanted": ready + interruptible + protected,
         }
         return (
-            select(judged.c.queue, *(counts[name].label(name) for name in _COUNTS))
-            .where(judged.c.standing.is_not(None))
-            .group_by(judged.c.queue)
+            select(each.c.queue, *(cast(counts[name], BigInteger).label(name) for name in _COUNTS))
+            .group_by(each.c.queue)
+            .having(counts["wanted"] > 0)
         )
 
     def _is_interruptible(self) -> ColumnElement[bool]:

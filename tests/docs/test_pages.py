@@ -108,7 +108,7 @@ def test_the_page_on_exports_exports(tmp_path: Path, sqlite_url: str, monkeypatc
 
 
 def test_the_page_on_sources_gives_items_of_each(tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch):
-    (shown,) = _blocks("sources.md")
+    shown = "".join(_blocks("sources.md"))
     page = _module("page_on_sources", f"from __future__ import annotations\n{_SOURCES}{shown}", tmp_path, monkeypatch)
     for name, content in (("x.csv", b"a;b\n1;\xfc\n"), ("x.jsonl", b"[1]\n"), ("x.gz", gzip.compress(b"line\n"))):
         (tmp_path / name).write_bytes(content)
@@ -132,16 +132,18 @@ def test_the_page_on_sources_gives_items_of_each(tmp_path: Path, sqlite_url: str
             (page.invoices_of_users, {"domain": "example.com"}, [(5, invoice) for invoice in invoices]),
         ):
             assert wanted == _taken(source(**params), name=source.__name__)
+        assert list(range(10)) == _taken(page.Numbers(10), name="numbers", partitions=3)
 
 
-def _taken(source: Source[Any], *, name: str) -> list[Any]:
+def _taken(source: Source[Any], *, name: str, partitions: int = 1) -> list[Any]:
     """Give what a job gets from a source."""
     found: list[Any] = []
 
     def take(chunk: Chunk[Any]) -> None:
         found.extend(_plain(each) for each in chunk)
 
-    run = run_inline(batched(source, name=f"page.{name}")(take))
+    run = run_inline(batched(source, name=f"page.{name}", partitions=partitions)(take))
+    assert partitions == len(run.partitions())
     assert "succeeded" == run.state, run.error
     return found
 

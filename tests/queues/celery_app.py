@@ -17,7 +17,7 @@ from sqlalchemy import select, update
 from batchkit import BatchKit, Chunk, Finish, Source, Steps, Throttle, batched, resumable, rows, span
 from batchkit.errors import RunFailed
 from batchkit.queues import CeleryQueue
-from tests.queues import killing, ledger
+from tests.queues import gating, killing, ledger
 from tests.queues.ledger import batch_item, calls, item
 
 LEASE_SECONDS = float(os.environ.get("TEST_LEASE", "3"))
@@ -53,6 +53,23 @@ def count(chunk: Chunk[int], pause: float = 0.1) -> None:
 def short_slices(chunk: Chunk[int], pause: float = 0.1) -> None:
     """Do as `count` does, in slices of a chunk or two."""
     count.function(chunk, pause)
+
+
+@batched(_items, name="in-parts", chunk_size=10, lease=LEASE_SECONDS, slice_time=0.2, finish=_result, partitions=4)
+def in_parts(chunk: Chunk[int], pause: float = 0.1) -> None:
+    """Do as `short_slices` does, in four partitions."""
+    count.function(chunk, pause)
+
+
+@batched(gating.items, name="gated", chunk_size=25, lease=10)
+def gated(chunk: Chunk[int]) -> None:
+    """Wait at the gate."""
+    gating.work(chunk)
+
+
+@batched(span(1), name="small")
+def small(chunk: Chunk[int]) -> None:
+    """Do nothing."""
 
 
 @resumable(name="in-steps", lease=LEASE_SECONDS, slice_time=0.2, finish=_result)

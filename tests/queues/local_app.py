@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from batchkit import BatchKit, Chunk, batched
-from tests.queues import killing
+from batchkit import BatchKit, Chunk, batched, span
+from tests.queues import gating, killing
 
 kit = BatchKit(os.environ["TEST_DATABASE"])
 
@@ -20,3 +20,14 @@ def kills(chunk: Chunk[int], way: str) -> None:
 def kills_and_fails(chunk: Chunk[int], way: str) -> None:
     """Kill the process at one item."""
     killing.work(chunk, way)
+
+
+@batched(gating.items, name="gated", chunk_size=25, lease=10)
+def gated(chunk: Chunk[int]) -> None:
+    """Wait at the gate."""
+    gating.work(chunk)
+
+
+@batched(span(1), name="small")
+def small(chunk: Chunk[int]) -> None:
+    """Do nothing."""

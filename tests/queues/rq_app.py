@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from redis import Redis
 from sqlalchemy import select, update
 
-from batchkit import BatchKit, Chunk, Finish, Source, Steps, Throttle, batched, resumable, rows
+from batchkit import BatchKit, Chunk, Finish, Source, Steps, Throttle, batched, resumable, rows, span
 from batchkit.queues import RQQueue
-from tests.queues import killing, ledger
+from tests.queues import gating, killing, ledger
 from tests.queues.ledger import batch_item, calls, item
 
 LEASE_SECONDS = float(os.environ.get("TEST_LEASE", "3"))
@@ -45,6 +45,23 @@ def count(chunk: Chunk[int], pause: float = 0.1) -> None:
 def short_slices(chunk: Chunk[int], pause: float = 0.1) -> None:
     """Do as `count` does, in slices of a chunk or two."""
     count.function(chunk, pause)
+
+
+@batched(_items, chunk_size=10, lease=LEASE_SECONDS, finish=_result, partitions=4)
+def in_parts(chunk: Chunk[int], pause: float = 0.1) -> None:
+    """Do as `count` does, in four partitions."""
+    count.function(chunk, pause)
+
+
+@batched(gating.items, name="gated", chunk_size=25, lease=10)
+def gated(chunk: Chunk[int]) -> None:
+    """Wait at the gate."""
+    gating.work(chunk)
+
+
+@batched(span(1), name="small")
+def small(chunk: Chunk[int]) -> None:
+    """Do nothing."""
 
 
 @resumable(lease=LEASE_SECONDS, slice_time=0.2, finish=_result)

@@ -59,6 +59,10 @@ class QueueWorker:
         for pid in self.children():
             _send(pid, number)
 
+    def send_child(self, pid: int, number: signal.Signals) -> None:
+        """Send a signal to one of its children."""
+        _send(pid, number)
+
     def send_all(self, number: signal.Signals) -> None:
         """Send a signal to every process, as Heroku and systemd do."""
         children = self.children()

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -293,3 +294,86 @@ def test_many_sweeps_at_once_settle_a_run_once(bench: Bench, attempt: int):
         states = list(pool.map(bench.store.runs.settle_unattended, [lease.run_id] * 4))
     assert [RunState.QUEUED] * 4 == states
     assert 1 == bench.store.runs.load(lease.run_id).progress.interruptions
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_claims_at_the_same_time_do_not_go_beyond_the_most_workers(bench: Bench, attempt: int):
+    run_id = bench.start(ranges=6, max_workers=2)
+    line = threading.Barrier(6)
+
+    def claim(number: int) -> object:
+        line.wait(timeout=10)
+        return bench.store.leases.claim(run_id, number, worker="w", seconds=10)
+
+    with ThreadPoolExecutor(6) as pool:
+        leases = list(pool.map(claim, range(6)))
+    assert 2 == sum(lease is not None for lease in leases)
+
+
+def test_the_last_failure_that_is_allowed_is_recorded_by_one_of_two_partitions(server_bench: Bench):
+    bench = server_bench
+    run_id = bench.start(ranges=2)
+    first, second = (bench.claim(run_id, number) for number in (0, 1))
+    failures = bench.store.failures
+    held = [HeldConnection(bench.store.database, run_id) for _ in range(2)]
+    try:
+        for each in held:
+            each.begin(idle=60)
+        assert (0, 0) == failures.tally(held[0].connection, run_id, is_shared=True)
+        with ThreadPoolExecutor(1) as pool:
+            later = pool.submit(failures.tally, held[1].connection, run_id, is_shared=True)
+            eventually(lambda: _waits_for_a_lock(bench), within=10, message=lambda: "the second does not wait")
+            failed = replace(next_checkpoint(first), done=0, failed=1)
+            bench.store.leases.checkpoint(held[0], first, failed)
+            held[0].commit()
+            # It counts what the first has committed meanwhile.
+            assert (0, 1) == later.result(timeout=10)
+        bench.store.leases.checkpoint(held[1], second, next_checkpoint(second))
+        held[1].commit()
+    finally:
+        for each in held:
+            each.close()
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_wake_ups_that_are_shared_at_the_same_time_are_sent_once(bench: Bench, attempt: int):
+    run_id = bench.start(ranges=40)
+
+    def share() -> object:
+        return bench.store.runs.take_shares(run_id, window=4)
+
+    taken = [each.result() for each in _both(share, share)]
+    sent = [wake_up.partition for wake_ups in taken if isinstance(wake_ups, list) for wake_up in wake_ups]
+    assert sorted(set(sent)) == sorted(sent)
+    assert 4 <= len(sent) <= 8
+
+
+def test_pause_against_the_claim_of_another_partition_when_the_pause_comes_first(bench: Bench):
+    run_id = bench.start(ranges=2)
+    held = bench.claim(run_id, 0)
+
+    bench.store.runs.pause(run_id)
+    assert bench.store.leases.claim(run_id, 1, worker="w", seconds=10) is None
+    assert RunState.PAUSED is bench.store.leases.release(held, reason="asked to", is_interrupt=False)
+
+
+def test_pause_against_the_claim_of_another_partition_when_the_claim_comes_first(bench: Bench):
+    run_id = bench.start(ranges=2)
+    first, second = bench.claim(run_id, 0), bench.claim(run_id, 1)
+
+    bench.store.runs.pause(run_id)
+    assert RunState.RUNNING is bench.store.leases.release(first, reason="asked to", is_interrupt=False)
+    assert RunState.PAUSED is bench.store.leases.release(second, reason="asked to", is_interrupt=False)
+
+
+def test_a_taken_over_partition_does_not_disturb_the_others(bench: Bench):
+    run_id = bench.start(ranges=2)
+    dead, alive = bench.claim(run_id, 0, seconds=10), bench.claim(run_id, 1, seconds=100)
+    bench.pass_time(20)
+
+    taken = bench.claim(run_id, 0)
+    moved, standing = bench.checkpoint(alive)
+    assert (True, dead.fence + 1, alive.fence) == (standing.goes_on, taken.fence, moved.fence)
+    with pytest.raises(LeaseLost):
+        bench.checkpoint(dead)
+    assert 1 == bench.store.runs.load(run_id).progress.interruptions

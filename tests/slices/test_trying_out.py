@@ -173,7 +173,7 @@ def test_rows_begin_behind_a_key(kit: BatchKit, done: Ledger):
     assert [*range(1, 11), *range(51, 58), *range(91, 101)] == list(changed)
 
 
-def test_a_source_that_cannot_count_its_rest_has_no_total(kit: BatchKit, done: Ledger, tmp_path: Path):
+def test_the_rest_of_a_file_is_estimated(kit: BatchKit, done: Ledger, tmp_path: Path):
     path = tmp_path / "numbers.csv"
     path.write_text("n\n1\n2\n3\n")
 
@@ -182,7 +182,7 @@ def test_a_source_that_cannot_count_its_rest_has_no_total(kit: BatchKit, done: L
 
     run = job(csv_rows(path), work).using(after=4).start()
     assert [2, 3] == done.items()
-    assert (2, None) == (run.progress.done, run.progress.total)
+    assert (2, 2, True) == (run.progress.done, run.progress.total, run.progress.total_is_estimate)
 
 
 @pytest.mark.parametrize("after", ["ten", -1, 1.5, object()])

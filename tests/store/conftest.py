@@ -27,9 +27,16 @@ class Bench:
         """Let the database's clock run ahead."""
         self._ahead += seconds
 
-    def start(self, *, ranges: int = 1, has_finish: bool = False) -> RunId:
+    def start(self, *, ranges: int = 1, has_finish: bool = False, max_workers: int | None = None) -> RunId:
         """Start a run and plan it, so that every partition of it can be claimed."""
-        new = NewRun(job="job", params="{}", queue="default", delivery="exactly-once")
+        new = NewRun(
+            job="job",
+            params="{}",
+            queue="default",
+            delivery="exactly-once",
+            partitions=ranges,
+            max_workers=max_workers,
+        )
         self.store.runs.create(new)
         lease = self.claim(new.id)
         plan = Plan(ranges=tuple(Range() for _ in range(ranges)), total=100, has_finish=has_finish)

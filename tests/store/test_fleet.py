@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from batchkit.busy import Busy
+from batchkit.model import NewRun, Plan, Range, RunId
 from batchkit.store import HeldConnection
 from tests.store.conftest import Bench, next_checkpoint
 
@@ -198,3 +199,35 @@ def test_workers_that_were_killed_long_ago_are_forgotten(bench: Bench):
     worker = bench.store.database.tables.worker
     with bench.store.database.reading() as tx:
         assert ["pod-2:1"] == list(tx.execute(worker.select()).scalars())
+
+
+def start_shared(bench: Bench, *, ranges: int, max_workers: int | None) -> RunId:
+    new = NewRun(
+        job="job", params="{}", queue="default", delivery="exactly-once", partitions=ranges, max_workers=max_workers
+    )
+    bench.store.runs.create(new)
+    lease = bench.claim(new.id)
+    plan = Plan(ranges=tuple(Range() for _ in range(ranges)), total=100)
+    bench.store.leases.release(bench.store.leases.plan(lease, plan), reason="planned", is_interrupt=False)
+    return new.id
+
+
+def test_a_run_wants_no_more_workers_than_it_may_have(bench: Bench):
+    run_id = start_shared(bench, ranges=6, max_workers=2)
+    assert (2, 2) == (busy(bench).queue("default").ready, busy(bench).queue("default").wanted)
+    claim(bench, run_id, 0)
+    claim(bench, run_id, 1)
+    queue = busy(bench).queue("default")
+    assert (2, 0, 2) == (queue.busy, queue.ready, queue.wanted)
+    assert queue.oldest_waiting is None
+    start_shared(bench, ranges=3, max_workers=None)
+    assert (3, 5) == (busy(bench).queue("default").ready, busy(bench).queue("default").wanted)
+
+
+def test_a_run_that_is_held_off_wants_no_worker(bench: Bench):
+    run_id = start_shared(bench, ranges=3, max_workers=None)
+    lease = claim(bench, run_id)
+    bench.store.leases.release(lease, reason="held", delay=60, is_interrupt=False, is_waiting=True)
+    assert 0 == busy(bench).queue("default").ready
+    bench.pass_time(61)
+    assert 3 == busy(bench).queue("default").ready

@@ -123,7 +123,7 @@ def test_what_has_just_been_started_does_not_wait_for_too_long(bench: Bench):
 
 
 def test_a_run_that_nobody_takes_waits_and_is_unswept_later(bench: Bench):
-    bench.start(ranges=3)
+    bench.start()
     bench.pass_time(65)
     waits = backlog(bench)
     bench.pass_time(PATIENCE_SECONDS)
@@ -131,6 +131,18 @@ def test_a_run_that_nobody_takes_waits_and_is_unswept_later(bench: Bench):
     assert (1, 0) == (waits.waiting, waits.unswept)
     assert waits.longest_seconds == pytest.approx(65, abs=2)
     assert (1, 1) == (backlog(bench).waiting, backlog(bench).unswept)
+
+
+def test_a_run_with_several_partitions_waits_where_nobody_works_any_and_counts_once(bench: Bench):
+    run_id = bench.start(ranges=30)
+    lease = bench.claim(run_id, 7, seconds=1000)
+    bench.pass_time(100)
+    assert (0, 0) == (backlog(bench).waiting, backlog(bench).unswept)
+    bench.store.leases.release(lease, reason="the test")
+    assert (1, 1) == (backlog(bench).waiting, backlog(bench).unswept)
+    # Others of it are sent later.
+    assert 4 == len(bench.store.runs.take_shares(run_id, window=4))
+    assert (1, 0) == (backlog(bench).waiting, backlog(bench).unswept)
 
 
 def test_a_sweep_has_seen_to_what_it_has_sent_again(bench: Bench):

@@ -11,11 +11,12 @@ from sqlalchemy import select
 
 from batchkit import telling
 from batchkit.delivery import start_key
-from batchkit.model import NewRun, RunError, RunId, WakeUp
+from batchkit.model import NewRun, Plan, Range, RunError, RunId, WakeUp
 from batchkit.states import RunState
 from batchkit.store import Clock
 from batchkit.store.statements import PATIENCE_SECONDS, Statements
 from batchkit.sweep import sweep
+from batchkit.waking import WINDOW
 from tests.store.conftest import Bench
 from tests.waiting import eventually
 
@@ -288,3 +289,51 @@ def _announcing_until(bench: Bench) -> datetime:
     with bench.store.database.reading() as tx:
         found: datetime = tx.execute(select(bench.store.database.tables.run.c.announcing_until)).scalar_one()
     return found
+
+
+# Several partitions
+
+
+def test_a_sweep_sends_a_few_wake_ups_of_a_run_with_many_partitions(bench: Bench):
+    large, small = bench.start(ranges=50), _start(bench)
+    queue = Recorder()
+    bench.pass_time(20)
+    sweep(bench.store, queue)
+    sent = [(wake_up.run_id, wake_up.partition) for wake_up in queue.sent]
+    # The first partition waits behind the others: somebody has given it back when the run was planned.
+    assert [(small, 0), *((large, number) for number in range(1, WINDOW + 1))] == sent
+    # Those that nobody takes are sent again now and then, and no others.
+    for _ in range(100):
+        bench.pass_time(5)
+        sweep(bench.store, queue)
+    again = [wake_up.partition for wake_up in queue.sent if wake_up.run_id == large]
+    assert set(range(1, WINDOW + 1)) == set(again)
+    assert len(again) <= 7 * WINDOW
+
+
+def test_what_a_dead_worker_held_is_among_what_a_sweep_sends(bench: Bench):
+    run_id, queue = bench.start(ranges=3), Recorder()
+    dead = bench.claim(run_id, 1, seconds=10)
+    for number in (0, 2):
+        bench.claim(run_id, number, seconds=1000)
+    bench.pass_time(20)
+    sweep(bench.store, queue)
+    assert [dead.number] == [wake_up.partition for wake_up in queue.sent]
+
+
+def test_the_message_that_started_a_run_goes_with_its_first_partition_only(bench: Bench):
+    new = NewRun(
+        job="job", params="{}", queue="default", delivery="exactly-once", start_key="k", message="m", partitions=3
+    )
+    bench.store.runs.create(new)
+    lease = bench.claim(new.id)
+    planned = bench.store.leases.plan(lease, Plan(ranges=(Range(), Range(), Range()), total=3))
+    bench.store.leases.release(planned, reason="planned")
+
+    sent = bench.store.runs.take_shares(new.id, window=9)
+    assert [(0, True), (1, False), (2, False)] == sorted((each.partition, bool(each.is_by_message)) for each in sent)
+    assert {"m"} == {each.message for each in sent}
+    assert [] == bench.store.runs.announcement(new.id)
+    bench.store.runs.cancel(new.id)
+    (announcement,) = bench.store.runs.announcement(new.id)
+    assert (0, "m", True) == (announcement.partition, announcement.message, bool(announcement.is_by_message))

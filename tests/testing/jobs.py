@@ -98,6 +98,12 @@ def good(chunk: Chunk[int]) -> None:
     _write_invoices(chunk)
 
 
+@batched(customers, chunk_size=3, partitions=2, finish=count_invoices)
+def good_in_parts(chunk: Chunk[int]) -> None:
+    """Do as `good` does, in two partitions."""
+    _write_invoices(chunk)
+
+
 @batched(customers, chunk_size=3)
 def appends_to_a_file(chunk: Chunk[int]) -> None:
     """Write what is not rolled back with the chunk."""

@@ -130,6 +130,7 @@ with Session() as session:
     once = normalize.using(session=session, key="2026-11", queue="bulk", if_active="return")
     assert_type(once.start("example.com"), Run)
     assert_type(once.delay(domain="example.com", limit=5), Run)
+assert_type(normalize.using(partitions=8, max_workers=4).start("example.com").max_workers, int | None)
 assert_type(normalize.using(limit=100, dry_run=True, after=5).start(domain="example.com").was_joined, bool)
 assert_type(normalize.using(session=scoped_session(sessionmaker())).start(domain="x").is_dry_run, bool)
 

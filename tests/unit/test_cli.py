@@ -123,6 +123,7 @@ RUN_SHAPE = [
     "rerun_of",
     "failures_of",
     "limit",
+    "max_workers",
     "after",
     "is_dry_run",
     "created_at",
@@ -412,6 +413,22 @@ def test_a_job_is_tried_out_by_a_limit_a_cursor_and_a_dry_run(batchkit: Batchkit
     assert "it was a dry run, so nothing of that was kept" in batchkit("run", "add", "n=10", "--dry-run").out
 
 
+def test_all_partitions_are_worked_here_and_many_are_summed_up(batchkit: Batchkit):
+    result = batchkit("run", "add", "n=100", "--partitions", "4", "--max-workers", "2", "--json")
+
+    run = result.json
+    assert (0, 2, 100) == (result.code, run["max_workers"], run["progress"]["done"])
+    shown = batchkit("show", run["id"]).out
+    for part in ("most workers", "0 (items)", "3 (items)", "4 (finish)"):
+        assert part in shown
+    many = batchkit("run", "add", "n=100", "--partitions", "50", "--json").json["id"]
+    shown = batchkit("show", many).out
+    assert "51: 51 done, 0 worked, 0 waiting" in shown
+    assert "0 (items)" not in shown
+    assert 51 == len(batchkit("show", many, "--json").json["partitions"])
+    assert "leave out limit or partitions" in batchkit("start", "add", "n=9", "--limit", "2", "--partitions", "2").err
+
+
 def test_the_same_key_gives_the_same_run(batchkit: Batchkit):
     first = batchkit("start", "add", "n=100", "--key", "nightly", "--queue", "bulk")
     again = batchkit("start", "add", "n=100", "--key", "nightly")
@@ -429,6 +446,8 @@ def test_the_same_key_gives_the_same_run(batchkit: Batchkit):
     ("option", "said"),
     [
         ("--limit=0", "Invalid value for '--limit'"),
+        ("--partitions=10001", "partitions is a number of ranges, 1 to 10000"),
+        ("--max-workers=0", "Invalid value for '--max-workers'"),
         ("--after=x", "'x' is not a cursor of span()"),
         ("--key=", "key is a text"),
     ],
@@ -500,6 +519,7 @@ def test_the_json_of_a_failed_run_holds_the_error_and_show_adds_partitions_and_h
         "worker",
         "lease_expires_at",
         "is_held",
+        "until",
     ] == list(run["partitions"][0])
     assert (20, 19) == (run["partitions"][0]["done"], run["partitions"][0]["cursor"])
     assert ["at", "before", "after", "reason", "worker"] == list(run["history"][0])

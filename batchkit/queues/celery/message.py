@@ -26,6 +26,9 @@ _ENDLESS = 1_000_000_000
 #: Headers of a wake-up.
 RUN, PARTITION, WAKE, HOPS = "batchkit_run", "batchkit_partition", "batchkit_wake", "batchkit_hops"
 
+#: What says where a message goes.
+ROUTE = ("queue", "exchange", "routing_key", "priority")
+
 #: What a message keeps when it is sent again: its place in a workflow, its route and limits. Not `expires`: what has
 #: begun is to be done.
 _KEPT = (

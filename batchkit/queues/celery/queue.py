@@ -20,6 +20,7 @@ from batchkit.queues.celery.consuming import Consuming
 from batchkit.queues.celery.message import (
     HOPS,
     PARTITION,
+    ROUTE,
     RUN,
     WAKE,
     CeleryMessage,
@@ -159,10 +160,16 @@ class CeleryQueue:
     def _envelope(self, wake_up: WakeUp) -> tuple[str, dict[str, Any], dict[str, Any]]:
         """Give the task's name, the options and the headers of the message that started a run, or of one of ours."""
         written = None if wake_up.message is None else json.loads(wake_up.message)
-        if written is not None and "celery" in written:
+        if written is None or "celery" not in written:
+            written = None
+        elif wake_up.is_by_message:
             return written["task"], written["options"], written["headers"]
-        options: dict[str, Any] = {"task_id": wake_up.run_id, "ignore_result": True}
-        if wake_up.queue != _DEFAULT:
+        # Several partitions are worked at a time, and by the same worker.
+        task_id = f"{wake_up.run_id}.{wake_up.partition}" if wake_up.partition else wake_up.run_id
+        options: dict[str, Any] = {"task_id": task_id, "ignore_result": True}
+        if written is not None:
+            options.update({name: value for name, value in written["options"].items() if name in ROUTE})
+        elif wake_up.queue != _DEFAULT:
             options["queue"] = wake_up.queue
         return wake_up.job, options, {}
 

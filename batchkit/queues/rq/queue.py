@@ -120,10 +120,12 @@ class RQQueue:
 
     def _send(self, wake_up: WakeUp, hops: int) -> None:
         written = None if wake_up.message is None else json.loads(wake_up.message)
-        if written is not None and "rq" in written:
+        if written is None or "rq" not in written:
+            self._enqueue_ours(wake_up, wake_up.queue, hops=hops)
+        elif wake_up.is_by_message:
             self._send_again(wake_up, written["id"], written["queue"], use=written["use"])
         else:
-            self._enqueue_ours(wake_up, hops=hops)
+            self._enqueue_ours(wake_up, written["queue"], hops=hops)
 
     def _send_again(self, wake_up: WakeUp, job_id: str, queue_name: str, *, use: str) -> None:
         """Have the RQ job that started a run worked again, unless it is on its way."""
@@ -155,12 +157,12 @@ class RQQueue:
             self._enqueue(wake_up, job_id, queue, {}, use=use)
         else:
             # The id was used again for something else.
-            self._enqueue_ours(wake_up)
+            self._enqueue_ours(wake_up, queue.name)
 
-    def _enqueue_ours(self, wake_up: WakeUp, *, hops: int = 0) -> None:
+    def _enqueue_ours(self, wake_up: WakeUp, queue_name: str, *, hops: int = 0) -> None:
         job_id = f"{wake_up.run_id}-{uuid.uuid4().hex[:8]}"
         noted = {notes.RUN: wake_up.run_id, notes.HOPS: hops}
-        self._enqueue(wake_up, job_id, self._queue(wake_up.queue), noted, result_ttl=0)
+        self._enqueue(wake_up, job_id, self._queue(queue_name), noted, result_ttl=0)
 
     def _enqueue(
         self,

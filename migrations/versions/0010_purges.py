@@ -7,8 +7,8 @@ import sqlalchemy as sa
 from batchkit.store.clock import UtcTime
 from batchkit.store.steps import add_column, drop_column
 
-revision = "0011"
-down_revision = "0008"
+revision = "0010"
+down_revision = "0009"
 branch_labels = None
 depends_on = None
 

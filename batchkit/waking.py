@@ -1,0 +1,41 @@
+"""Waking workers up for a run, and for one of several partitions no more of them than can come."""
+
+from __future__ import annotations
+
+import logging
+
+from batchkit.model import RunId, WakeUp
+from batchkit.queue import Queue
+from batchkit.store import Store
+
+_logger = logging.getLogger("batchkit")
+
+#: How many wake-ups of one run are under way at most. Each worker that claims with one has the next sent, so that as
+#: many come as are free, while what other runs send waits behind no more than these.
+WINDOW = 4
+
+
+def wake(queue: Queue, wake_up: WakeUp) -> bool:
+    """Wake a worker up; a queue that cannot is logged, since the run is safe in the store and a later sweep tries."""
+    try:
+        queue.wake(wake_up)
+    except Exception:
+        _logger.exception("no worker could be woken up; a later sweep tries again", extra={"run_id": wake_up.run_id})
+        return False
+    return True
+
+
+def wake_run(store: Store, queue: Queue, run_id: RunId, *, partition: int | None = None) -> bool:
+    """Wake workers up for what waits of a run that was just made workable; False where nothing does."""
+    if partition is None and queue.keeps_messages and store.runs.is_shared(run_id):
+        return bool(share(store, queue, run_id))
+    # Without messages workers find the others by themselves.
+    waiting = store.runs.waiting(run_id, partition=partition, limit=None if queue.keeps_messages else 1)
+    for wake_up in waiting:
+        wake(queue, wake_up)
+    return bool(waiting)
+
+
+def share(store: Store, queue: Queue, run_id: RunId) -> list[WakeUp]:
+    """Wake further workers up for a run with several partitions, where they may come and are not on their way yet."""
+    return [wake_up for wake_up in store.runs.take_shares(run_id, window=WINDOW) if wake(queue, wake_up)]
