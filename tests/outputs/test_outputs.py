@@ -63,7 +63,9 @@ def _with_engine(url: str, step: Callable[[Engine], None]) -> None:
 
 @contextmanager
 def _worker(url: str, run: Run, fault: str) -> Iterator[subprocess.Popen[bytes]]:
-    worker = subprocess.Popen([sys.executable, "-m", "tests.outputs.jobs", url, run.id, fault], cwd=_ROOT)
+    # One that has a fault is stopped past its lease.
+    env = {**os.environ, jobs.LEASE_VARIABLE: "1"} if fault else None
+    worker = subprocess.Popen([sys.executable, "-m", "tests.outputs.jobs", url, run.id, fault], cwd=_ROOT, env=env)
     try:
         yield worker
     finally:
