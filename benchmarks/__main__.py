@@ -12,7 +12,7 @@ from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import growth, queues, safety
+from benchmarks import growth, hooks, queues, safety
 from benchmarks.sizes import print_sizes
 from tests.servers.postgres import PostgresServer
 
@@ -37,6 +37,7 @@ def main() -> None:
         print_safety(urls, chunks=200 if quick else 1000)
         if not quick:
             print_growth(urls)
+        print_hooks(server.create_database("hooks"), chunks=300 if quick else 3000)
     print_queues(chunks=100 if quick else 1000)
     print_sizes()
     print_import()
@@ -54,6 +55,14 @@ def print_queues(*, chunks: int) -> None:
             f"{queue:<10}{found.worker_chunk:>26.2f}{found.inline_chunk:>8.2f}{ratio:>7.2f}"
             f"{found.first_chunk:>11.3f} s{found.after_sigterm:>13.2f} s{found.after_sigkill:>13.2f} s"
         )
+
+
+def print_hooks(url: str, *, chunks: int) -> None:
+    """Print what busy hooks cost, whatever they do."""
+    took = hooks.measure(url, chunks=chunks, rounds=3)
+    print("\nbusy hook   ms per chunk of 50   ratio to none")
+    for way in hooks.WAYS:
+        print(f"{way:<12}{took[way]:>18.2f}{took[way] / took['no hook']:>16.3f}")
 
 
 def print_safety(urls: list[str], *, chunks: int) -> None:

@@ -33,7 +33,7 @@ class PublishedRule:
         self.size = _FIRST
         self._efficiencies: deque[float] = deque(maxlen=20)
 
-    def took(self, items: int, seconds: float) -> None:  # noqa: ARG002  as the others take it
+    def took(self, items: int, seconds: float) -> None:
         """Multiply the size by what the smoothed efficiency says."""
         self._efficiencies.append(seconds / TARGET)
         smoothed = self._efficiencies[0]
