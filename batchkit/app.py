@@ -361,6 +361,11 @@ class BatchKit:
         self._ready()
         return self._store.fleet.drain(instance)
 
+    def undrain(self, instance: str) -> None:
+        """Take back a `drain` of an instance; its notice is taken down by `batchkit drain --off`, run there."""
+        self._ready()
+        self._store.fleet.undrain_instance(instance)
+
     def tracker(self) -> Tracker:
         """Make what tracks the worker whose main process this is; queues, and `batchkit work`, call this."""
         return Tracker(self._store.fleet, self._busy_hooks, busy=self.busy, max_protect=self._breaks.max_protect)

@@ -399,6 +399,9 @@ class Deliveries:
 
     def _leave(self, message: Message, run_id: RunId, *, is_of_message: bool) -> None:
         """Leave what this worker is not to take to the others: what the message is about, or another partition."""
+        if self._worker.duty.breaks.are_now and not self._worker.duty.notice.is_there:
+            # They are not to take it either, and it is sent again when the break is over.
+            return
         if is_of_message:
             self._hand_on(message, run_id)
         else:

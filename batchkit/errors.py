@@ -412,6 +412,10 @@ class InvalidGrace(BatchkitError):
     """Raised when a grace is no duration and no preset."""
 
 
+class DrainImpossible(BatchkitError):
+    """Raised when there is no place for the notice that an instance is being drained."""
+
+
 class InvalidPurge(BatchkitError):
     """Raised when nobody could say what a purge should remove."""
 

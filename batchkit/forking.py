@@ -16,7 +16,8 @@ class ForkGuard:
 
     def __init__(self) -> None:
         self._at_work = threading.Lock()
-        self._waits_for_fork = False
+        #: the threads that fork, and have the lock for that
+        self._forking: set[int] = set()
         self._process = os.getpid()
         # Handlers cannot be taken back, and must keep nothing alive.
         own = weakref.ref(self)
@@ -40,12 +41,13 @@ class ForkGuard:
 
     def before(self) -> None:
         """Wait for what is being done."""
-        if os.getpid() == self._process:
-            self._waits_for_fork = self._at_work.acquire(timeout=_FORK_WAITS_SECONDS)
+        if os.getpid() == self._process and self._at_work.acquire(timeout=_FORK_WAITS_SECONDS):
+            self._forking.add(threading.get_ident())
 
     def after(self) -> None:
         """Let it go on."""
-        if os.getpid() == self._process and self._waits_for_fork:
+        if os.getpid() == self._process and threading.get_ident() in self._forking:
+            self._forking.discard(threading.get_ident())
             self._at_work.release()
 
     def after_in_child(self) -> None:

@@ -115,7 +115,7 @@ class Worker:
             if is_sliced and self._must_not_be_stopped(run_id, number, options, tie):
                 if self.duty.breaks.are_now:
                     self.store.leases.postpone(run_id, number, wake_no=wake_no, seconds=self.duty.breaks.seconds_left)
-                    return None
+                    return _LEFT
                 if tie.ask() is False:
                     return _LEFT
             return self._claim_and_work(
@@ -169,6 +169,7 @@ class Worker:
             sessions=self.sessions,
             worker=name,
             stop=self.duty.drained(stop) if is_sliced else stop,
+            grace_begins=stop,
             watch=watch,
             grace=self.grace,
             begun=claimed.tell,

@@ -67,6 +67,7 @@ def drain(
         return
     notice = DrainNotice()
     if off:
+        _call_off_in_store(context, instance_name())
         notice.take_down()
         typer.echo(f"{instance_name()}: workers take work again", err=True)
         return
@@ -75,6 +76,20 @@ def drain(
     typer.echo(
         f"{instance_name()}: workers stop at their next checkpoint, and take nothing for {seconds:g} s", err=True
     )
+
+
+def _call_off_in_store(context: typer.Context, name: str) -> None:
+    """Take back a drain that was asked for from afar, where the app is known; else the notice is put up again."""
+    from batchkit.app import DATABASE_VARIABLE  # noqa: PLC0415  it brings SQLAlchemy
+    from batchkit.errors import DatabaseUnavailable  # noqa: PLC0415  beside the others
+
+    call = invocation(context)
+    if call.spec is None and not os.environ.get(DATABASE_VARIABLE):
+        return
+    try:
+        call.kit(context).undrain(name)
+    except DatabaseUnavailable as error:
+        typer.echo(f"batchkit: a drain that was asked for from afar goes on, if there is one: {error}", err=True)
 
 
 def wait_idle(

@@ -63,6 +63,8 @@ class Surroundings:
     #: called when the slice has begun, so that the lease is renewed meanwhile, with what says of an error that it
     #: interrupts the slice
     begun: Callable[[Callable[[BaseException], bool]], None] = _nothing
+    #: says when the grace has begun, where *stop* asks for a stop for other reasons as well
+    grace_begins: Stopping | None = None
     #: tells the worker's main process of the slice
     tie: Tie = FREE
     #: when no worker may be protected

@@ -40,7 +40,8 @@ def work_slice(lease: Lease, *, job: Definition, around: Surroundings, slice_tim
     after the lease was given back.
     """
     timer = LeaseTimer(around.store.leases, lease, chunk_timeout=job.options.chunk_timeout)
-    cutter = Cutter(around.stop, grace=around.grace if job.options.interruptible else None)
+    # A drain asks for a stop, too, but nobody is killed for it: what is in flight may take its time.
+    cutter = Cutter(around.grace_begins or around.stop, grace=around.grace if job.options.interruptible else None)
     held = HeldConnection(around.store.database, lease.run_id)
     with timer, cutter, Caution(around.store, around.stop) as caution, closing(held):
         course = Course(

@@ -171,6 +171,15 @@ class FleetStatements(Statements):
             .values(draining_at=self.clock.now())
         )
 
+    def drained_on(self, instance: str) -> Select[Any]:
+        """Find the workers of an instance that are to take nothing more."""
+        worker = self.worker.c
+        return (
+            select(worker.name)
+            .where(worker.instance == instance, worker.draining_at.is_not(None))
+            .order_by(worker.name)
+        )
+
     def undrain(self, name: str) -> Executable:
         """Let a worker take work again."""
         return update(self.worker).where(self.worker.c.name == name).values(draining_at=None)
@@ -204,7 +213,7 @@ class Fleet:
         return summed_up(
             read_at,
             queues=queues,
-            waiting=[Waiting(row["queue"], row["ready"], row["since"]) for row in rows if row["worker"] is None],
+            waiting=[Waiting(row["queue"], int(row["ready"]), row["since"]) for row in rows if row["worker"] is None],
             slices=sorted((_slice(row) for row in rows if row["worker"] is not None), key=_place),
             workers=[_worker(row) for row in present],
         )
@@ -242,6 +251,12 @@ class Fleet:
         """Ask the workers of an instance to take nothing more, which they see when they attend; give how many."""
         with self._database.transaction() as tx:
             return tx.execute(self._statements.drain(instance)).rowcount
+
+    def undrain_instance(self, instance: str) -> None:
+        """Let the workers of an instance take work again, though somebody has asked for a drain from afar."""
+        with self._database.transaction() as tx:
+            for name in tx.execute(self._statements.drained_on(instance)).scalars().all():
+                tx.execute(self._statements.undrain(name))
 
     def undrain(self, name: str) -> None:
         """Take note that a worker takes work again: its drain has ended, or was called off where it is."""

@@ -117,7 +117,7 @@ class Leases:
             return lease if lease.doubt is None else self._left_in_doubt(tx, lease)
 
     def postpone(self, run_id: RunId, number: int, *, wake_no: int | None, seconds: float) -> None:
-        """Have a partition that nobody holds wait for *seconds*; with *wake_no*, only if that is its newest wake-up."""
+        """Have nobody woken up for a partition for *seconds*; with *wake_no*, only if that is its newest wake-up."""
         with self._database.transaction() as tx:
             tx.execute(self._statements.postpone(run_id, number, wake_no=wake_no, seconds=seconds))
 

@@ -325,7 +325,11 @@ class Statements:
         )
 
     def postpone(self, run_id: RunId, number: int, *, wake_no: int | None, seconds: float) -> Executable:
-        """Have a partition that nobody holds be due after *seconds*: the sweep wakes a worker up then."""
+        """
+        Have nobody woken up for a partition for *seconds*.
+
+        It is due all the same: it is work that waits, and an autoscaler must not take it for none.
+        """
         partition = self.partition.c
         postponed = update(self.partition).where(
             partition.run_id == run_id,
@@ -335,8 +339,7 @@ class Statements:
         )
         if wake_no is not None:
             postponed = postponed.where(partition.wake_no == wake_no)
-        due = self.clock.after(literal(seconds, Float))
-        return postponed.values(due_at=due, resend_at=due)
+        return postponed.values(resend_at=self.clock.after(literal(seconds, Float)))
 
     def chunk_seconds_of(self, job: str, *, runs: int) -> Select[Any]:
         """Give how long the chunks of the newest *runs* of a job were expected to take, at the most."""

@@ -75,10 +75,14 @@ class Caller:
         self._questions.put(_Question(state, answer, time.monotonic()))
         self._has_news.set()
 
-    def stop(self) -> None:
-        """Let it end; a hook that hangs is left behind."""
+    def ends_soon(self) -> None:
+        """Let it end, without waiting for that."""
         self._ends = True
         self._has_news.set()
+
+    def stop(self) -> None:
+        """Let it end; a hook that hangs is left behind."""
+        self.ends_soon()
         self._thread.join(timeout=_END_SECONDS)
 
     @property

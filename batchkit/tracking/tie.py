@@ -31,6 +31,8 @@ class Tie:
         self._connection = connection
         self._tells_at = 0.0
         self._is_protected = False
+        self._questions = 0
+        self._received = b""
 
     @property
     def is_open(self) -> bool:
@@ -39,8 +41,9 @@ class Tie:
 
     def ask(self) -> bool | None:
         """Ask whether what must not be stopped may be begun; None where nobody knows."""
-        self._tell({"asks": True})
-        return self._answer()
+        self._questions += 1
+        self._tell({"asks": self._questions})
+        return self._answer(self._questions)
 
     def begins(self, *, is_protected: bool, expected: float | None, working: float | None) -> None:
         """Tell that the slice has begun, and how it stands to being stopped."""
@@ -63,7 +66,9 @@ class Tie:
         connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(OSError):
-                connection.close()
+                # A process that the function has forked may have it as well, and must not keep the slice busy.
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
 
     def _tell(self, message: dict[str, object]) -> None:
         if self._connection is None:
@@ -73,22 +78,36 @@ class Tie:
         except OSError:
             self._has_broken()
 
-    def _answer(self) -> bool | None:
+    def _answer(self, question: int) -> bool | None:
+        """Wait for the answer to a question; those to earlier ones, which came too late, are thrown away."""
+        until = time.monotonic() + ANSWER_SECONDS
+        while self._connection is not None and time.monotonic() < until:
+            line, is_whole, rest = self._received.partition(b"\n")
+            if not is_whole:
+                self._receive(until - time.monotonic())
+                continue
+            self._received = rest
+            answer = json.loads(line)
+            if answer["asked"] == question:
+                granted: bool | None = answer["granted"]
+                return granted
+        return None
+
+    def _receive(self, seconds: float) -> None:
         if self._connection is None:
-            return None
-        received = b""
+            return
         try:
-            while not received.endswith(b"\n"):
-                part = self._connection.recv(4096)
-                if not part:
-                    self._has_broken()
-                    return None
-                received += part
-            answer = json.loads(received)["granted"]
-        except (OSError, ValueError, KeyError):
+            self._connection.settimeout(max(0.01, seconds))
+            part = self._connection.recv(4096)
+            self._connection.settimeout(ANSWER_SECONDS)
+        except TimeoutError:
+            # The main process may be stopped or slow, and is told of the slice all the same.
+            return
+        except OSError:
+            part = b""
+        if not part:
             self._has_broken()
-            return None
-        return answer if isinstance(answer, bool) else None
+        self._received += part
 
     def _has_broken(self) -> None:
         _logger.info("the main process of this worker does not listen; it learns of this slice from the store")

@@ -15,10 +15,12 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from batchkit.busy import Busy
 from batchkit.draining import DrainNotice
+from batchkit.errors import DrainImpossible
 from batchkit.forking import ForkGuard
 from batchkit.hooks import BusyHook, HookContext, WorkerState
 from batchkit.instance import instance_name, worker_name
@@ -84,9 +86,19 @@ class Tracker:
 
     def listen(self) -> None:
         """Let slices find this process, if there is anybody to tell of them."""
-        if self._hooks and self._socket is None:
+        if not self._hooks or self._socket is not None:
+            return
+        try:
             self._socket = _Socket()
-            os.environ[VARIABLE] = str(self._socket.path)
+        except OSError as error:
+            # Nothing may fail for that, neither sweeps nor work.
+            _logger.warning(
+                "busy hooks are not called: slices cannot find this process (%s); "
+                "set TMPDIR to a folder that can be written to, and whose name is short",
+                error,
+            )
+            return
+        os.environ[VARIABLE] = str(self._socket.path)
 
     def start(self, kind: WorkerKind, *, is_stopping: Callable[[], bool]) -> None:
         """Begin to track a worker; *is_stopping* tells whether it was asked to stop, and costs next to nothing."""
@@ -152,8 +164,13 @@ class _Socket:
         self._folder = tempfile.mkdtemp(prefix="batchkit-")
         self.path = Path(self._folder) / "main"
         self.server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.server.bind(str(self.path))
-        self.server.listen(128)
+        try:
+            self.server.bind(str(self.path))
+            self.server.listen(128)
+        except OSError:
+            self.server.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
         self.server.settimeout(0)
         self.reader, self._writer = socket.socketpair()
         self.reader.settimeout(0)
@@ -196,6 +213,7 @@ class _Link:
     received: bytes = b""
     #: the callers whose answers are awaited, and what has been answered
     awaited: int = 0
+    question: int = 0
     answers: list[bool | None] = field(default_factory=list)
     answer_until: float | None = None
 
@@ -229,7 +247,7 @@ class _Loop:
         self._moved = False
         self._checkpointed_at = 0.0
         self._lock = threading.Lock()
-        self._answered: list[tuple[_Link, bool | None]] = []
+        self._answered: list[tuple[_Link, int, bool | None]] = []
 
     def run(self) -> None:
         """Work until the tracker ends."""
@@ -243,6 +261,8 @@ class _Loop:
                     _logger.exception("the tracking of this worker has failed; it goes on")
                     self._ends.wait(_TICK_SECONDS)
         finally:
+            for caller in self._callers:
+                caller.ends_soon()
             for caller in self._callers:
                 caller.stop()
             self._selector.close()
@@ -286,6 +306,7 @@ class _Loop:
             message = json.loads(line)
             self._moved |= self._standing.hear(link.seen, message, time.monotonic())
             if "asks" in message:
+                link.question = message["asks"]
                 self._ask(link)
 
     def _forget(self, number: int) -> None:
@@ -307,20 +328,21 @@ class _Loop:
             return
         state = self._state(now)
         for caller in asked:
-            caller.ask(state, lambda granted: self._note_answer(link, granted))
+            caller.ask(state, partial(self._note_answer, link, link.question))
         if not asked:
             self._reply(link)
 
-    def _note_answer(self, link: _Link, granted: bool | None) -> None:  # noqa: FBT001  an answer
+    def _note_answer(self, link: _Link, question: int, granted: bool | None) -> None:  # noqa: FBT001  an answer
         with self._lock:
-            self._answered.append((link, granted))
+            self._answered.append((link, question, granted))
         self._listening.wake()
 
     def _take_answers(self) -> None:
         with self._lock:
             answered, self._answered = self._answered, []
-        for link, granted in answered:
-            link.answers.append(granted)
+        for link, question, granted in answered:
+            if question == link.question:
+                link.answers.append(granted)
         now = time.monotonic()
         for link in list(self._links.values()):
             if link.answer_until is None:
@@ -338,7 +360,7 @@ class _Loop:
             granted = True
         link.seen.is_granted = granted is not False
         with suppress(OSError):
-            link.connection.send(json.dumps({"granted": granted}).encode() + b"\n")
+            link.connection.send(json.dumps({"asked": link.question, "granted": granted}).encode() + b"\n")
 
     # Telling hooks
 
@@ -408,11 +430,19 @@ class _Attendance:
             _logger.info("a worker could not say that it is there; it tries again", exc_info=True)
             return
         if is_to_drain and not self._is_drained:
-            self._notice.put_up(seconds=_DRAIN_SECONDS)
+            is_to_drain = self._put_up()
         elif is_to_drain and not self._notice.look():
             # It has ended, or was called off here.
             is_to_drain = not self._is_undrained()
         self._is_drained = is_to_drain
+
+    def _put_up(self) -> bool:
+        try:
+            self._notice.put_up(seconds=_DRAIN_SECONDS)
+        except DrainImpossible as error:
+            _logger.warning("a drain that was asked for in the store cannot be told here: %s", error)
+            return False
+        return True
 
     def _is_undrained(self) -> bool:
         try:

@@ -20,7 +20,8 @@ def _is_idle_again(told: list[dict[str, Any]]) -> bool:
 def test_a_hook_is_called_in_the_main_process_at_the_edges_of_being_busy(fleet: Fleet):
     worker = fleet.worker()
     fleet.wait_told(lambda told: [each for each in told if each["method"] == "begin"], "that the worker begins")
-    run = fleet.start("count", pause=0.05)
+    # For longer than a worker stays protected to the outside after its first chunk.
+    run = fleet.start("count", pause=0.7)
     fleet.check(run)
     fleet.wait_told(_is_idle_again, "that the worker is idle again")
     worker.send(signal.SIGTERM)

@@ -8,11 +8,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from batchkit import BatchKit, Chunk, Run, RunState, batched, resumable, span
+from batchkit.draining import DrainNotice
 from batchkit.errors import InvalidJob
 from batchkit.job import JOBS
 from batchkit.queues import InlineQueue
@@ -137,6 +139,25 @@ def test_a_chunk_that_is_not_interruptible_is_not_cut_short_when_the_grace_ends(
     assert [0, 1] == ledger.items(), "the chunk was ended, and no other begun"
     assert RunState.QUEUED == run.refresh().state
     ledger.engine.dispose()
+
+
+def test_a_drain_cuts_no_chunk_short(server_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("BATCHKIT_RUN_DIR", str(tmp_path))
+
+    def long(chunk: Chunk[int]) -> None:
+        write(chunk)
+        DrainNotice().put_up(seconds=60)
+        # Longer than the 0.3 s that a signal would leave it.
+        time.sleep(1.0)
+
+    with closing(BatchKit(server_url, grace=2.3)) as kit, Stop() as stop:
+        kit.migrate()
+        ledger = Ledger(server_url)
+        run = job(span(4), long, chunk_size=2).start()
+        kit._worker.work_next(queues=None, stop=stop)  # noqa: SLF001  a slice, as workers work them
+        assert [0, 1] == ledger.items(), "the chunk was ended, and no other begun"
+        assert RunState.QUEUED == run.refresh().state
+        ledger.engine.dispose()
 
 
 def test_no_part_begins_for_which_the_grace_has_no_time_left(server_url: str):

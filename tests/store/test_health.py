@@ -164,7 +164,8 @@ def test_a_run_whose_worker_died_waits_since_its_lease_ended(bench: Bench):
 
     assert 0 == just_dead.waiting
     assert (1, 1) == (backlog(bench).waiting, backlog(bench).unswept)
-    assert backlog(bench).longest_seconds == pytest.approx(80, abs=2)
+    # And not since it was started; a busy machine adds some seconds.
+    assert 80 <= backlog(bench).longest_seconds < 500
 
 
 def test_a_run_that_is_worked_does_not_wait(bench: Bench):

@@ -10,6 +10,7 @@ import pytest
 
 from batchkit.doctor.hooks import hook_findings
 from batchkit.draining import DrainNotice
+from batchkit.errors import DrainImpossible
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +63,48 @@ def test_a_notice_of_another_user_does_not_count():
     notice.put_up(seconds=60)
     os.chown(notice.path, 12345, 12345)
     assert not notice.look()
+
+
+def test_without_a_folder_for_it_nothing_is_drained_and_a_drain_says_so(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("BATCHKIT_RUN_DIR")
+
+    def nowhere() -> str:
+        raise FileNotFoundError("no usable temporary directory")
+
+    monkeypatch.setattr("batchkit.draining.tempfile.gettempdir", nowhere)
+    notice = DrainNotice("pod-1")
+    assert not notice.is_there
+    with pytest.raises(DrainImpossible, match="BATCHKIT_RUN_DIR"):
+        notice.put_up(seconds=60)
+
+
+@pytest.mark.parametrize("way", ["open to all", "a link"])
+def test_a_folder_that_others_can_write_to_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str):
+    monkeypatch.delenv("BATCHKIT_RUN_DIR")
+    monkeypatch.setattr("batchkit.draining.tempfile.gettempdir", lambda: str(tmp_path))
+    notice = DrainNotice("pod-1")
+    notice.put_up(seconds=60)
+    assert notice.look()
+    folder = notice.path.parent
+    if way == "a link":
+        folder.rename(tmp_path / "elsewhere")
+        folder.symlink_to(tmp_path / "elsewhere")
+    else:
+        folder.chmod(0o777)
+    assert not notice.look()
+    with pytest.raises(DrainImpossible, match="not this user's alone"):
+        notice.put_up(seconds=60)
+
+
+def test_what_was_laid_in_the_way_of_a_notice_is_neither_followed_nor_written_to(tmp_path: Path):
+    notice = DrainNotice("pod-1")
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    notice.path.parent.mkdir()
+    notice.path.with_suffix(f".{os.getpid()}.new").symlink_to(precious)
+    notice.put_up(seconds=60)
+    assert "kept" == precious.read_text()
+    assert notice.look()
 
 
 def test_the_name_of_an_instance_may_hold_anything(folder: Path):

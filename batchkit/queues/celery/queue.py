@@ -281,12 +281,12 @@ class CeleryQueue:
 
     def _on_worker_ready(self, sender: Any, **_: Any) -> None:  # noqa: ANN401
         if sender.app is self._app:
-            if self._tracker is not None:
-                self._tracker.start(self._kind_of(sender), is_stopping=is_stopping)
             self._sweeper = Sweeper(self._attached.recover)
             self._sweeper.start()
             self._consuming = Consuming(sender)
             self._consuming.start()
+            if self._tracker is not None:
+                self._tracker.start(self._kind_of(sender), is_stopping=is_stopping)
             for task in self._app.tasks.values():
                 if self._is_ours(task) and getattr(task, "autoretry_for", None):
                     _logger.warning("autoretry_for does nothing for %s: a failed run waits for resume()", task.name)
