@@ -7,8 +7,9 @@ what goes through here is only quicker.
 
 from __future__ import annotations
 
+from batchkit.tracking.attendance import SUPERVISOR, WorkerKind
 from batchkit.tracking.duty import Breaks, Duty
 from batchkit.tracking.tie import FREE, Tie, tied_to_main
-from batchkit.tracking.tracker import SUPERVISOR, Tracker, WorkerKind
+from batchkit.tracking.tracker import Tracker
 
 __all__ = ["FREE", "SUPERVISOR", "Breaks", "Duty", "Tie", "Tracker", "WorkerKind", "tied_to_main"]
