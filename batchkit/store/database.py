@@ -16,7 +16,7 @@ from sqlalchemy.sql.base import Executable
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from batchkit.errors import ChunkTorn, DatabaseUnavailable, InvalidDatabase, WriteInsideChunk
-from batchkit.store.addresses import shown
+from batchkit.store.addresses import shown, shown_text
 from batchkit.store.changes import Changes
 from batchkit.store.clock import Clock
 from batchkit.store.dialects import Dialect, Fault, dialect_named
@@ -450,7 +450,7 @@ def _engine_for(database: str | URL) -> Engine:
         url = make_url(database)
     except ArgumentError as error:
         raise InvalidDatabase(
-            f"{str(database)[:40]!r} is not a database URL; it looks like postgresql+psycopg://user@host/name "
+            f"{shown_text(str(database))} is not a database URL; it looks like postgresql+psycopg://user@host/name "
             f"or sqlite:///file.db"
         ) from error
     try:
