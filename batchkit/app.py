@@ -158,7 +158,7 @@ class BatchKit:
 
     @property
     def database_url(self) -> str:
-        """The address of the database, without its password."""
+        """The address of the database, without its password and other secrets."""
         return self._store.database.url
 
     @property

@@ -9,6 +9,7 @@ from batchkit.errors import (
     KeyTaken,
     NoFailures,
     RunActive,
+    RunNotFound,
     RunPurged,
 )
 from batchkit.job import Definition
@@ -66,6 +67,7 @@ class Controls:
 
         Raises:
             RunActive: another unfinished run has its unique key.
+            RunPurged: it tried failures again that were removed.
         """
         record = self._store.runs.load(run_id)
         return self._start(
@@ -101,6 +103,7 @@ class Controls:
         # A run that tried failures again has left them with the run in which they failed first.
         origin = record.failures_of or run_id
         if not self._store.failures.count_open(origin, in_doubt=in_doubt):
+            self._check_not_purged(origin, retry=run_id)
             raise NoFailures(run_id, in_doubt=self._store.failures.count_open(origin, in_doubt=True))
         delivery = self._promised(record)
         return self._start(
@@ -150,6 +153,20 @@ class Controls:
     def history(self, run_id: RunId) -> Sequence[Transition]:
         """Read a run's changes of state."""
         return self._store.runs.history(run_id)
+
+    def _check_not_purged(self, origin: RunId, *, retry: RunId) -> None:
+        """
+        Refuse to say of failures that were removed that there are none.
+
+        Raises:
+            RunPurged: they were.
+        """
+        try:
+            is_purged = self._store.runs.load(origin).purged_at is not None
+        except RunNotFound:
+            is_purged = True
+        if is_purged:
+            raise RunPurged(origin, retry=retry)
 
     def _promised(self, record: RunRecord) -> Delivery:
         """Say what a new run of a run's job promises; a job that this process does not know asks for what it did."""

@@ -152,14 +152,22 @@ class RunActive(BatchkitError):
 
 
 class RunPurged(BatchkitError):
-    """Raised when something is asked of a run whose history and failures were removed."""
+    """Raised when something is asked of a run whose history and failures were removed, or that was to try those."""
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, run_id: str, *, retry: str | None = None) -> None:
         self.run_id = run_id
-        super().__init__(
-            f"run {run_id} was purged: its failures and its history are gone, and it cannot go on; "
-            f"rerun() starts another with the same params"
-        )
+        self.retry = retry
+        if retry is None or retry == run_id:
+            text = (
+                f"run {run_id} was purged: its failures and its history are gone, and it cannot go on; "
+                f"rerun() starts another with the same params"
+            )
+        else:
+            text = (
+                f"run {run_id} was purged, and with it the failures that are the items of run {retry}, so there is "
+                f"nothing left to try again; start the job anew for the items that are still to be done"
+            )
+        super().__init__(text)
 
 
 class KeyTaken(BatchkitError):

@@ -7,6 +7,7 @@ from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session
 
 from batchkit.errors import InvalidStart
+from batchkit.store.addresses import shown
 from batchkit.store.changes import Change
 from batchkit.store.clock import Clock
 from batchkit.store.database import Database, HeldConnection
@@ -91,7 +92,7 @@ class Store:
             ) from error
         if not self.database.is_on(bind.engine):
             raise InvalidStart(
-                f"the session is on {bind.engine.url.render_as_string(hide_password=True)}, but the kit keeps its runs "
+                f"the session is on {shown(bind.engine.url)}, but the kit keeps its runs "
                 f"in {self.database.url}, so one transaction cannot hold both; build the kit with the session's engine"
             )
         tx = session.connection(bind_arguments={"clause": run})

@@ -16,6 +16,7 @@ from sqlalchemy.sql.base import Executable
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from batchkit.errors import ChunkTorn, DatabaseUnavailable, InvalidDatabase, WriteInsideChunk
+from batchkit.store.addresses import shown, shown_text
 from batchkit.store.changes import Changes
 from batchkit.store.clock import Clock
 from batchkit.store.dialects import Dialect, Fault, dialect_named
@@ -65,8 +66,8 @@ class Database:
 
     @property
     def url(self) -> str:
-        """The address without its password, for messages."""
-        return self.engine.url.render_as_string(hide_password=True)
+        """The address without its secrets, for messages."""
+        return shown(self.engine.url)
 
     def is_on(self, engine: Engine) -> bool:
         """Tell whether *engine* leads to this database: to the same address, whatever its driver and user are."""
@@ -449,7 +450,7 @@ def _engine_for(database: str | URL) -> Engine:
         url = make_url(database)
     except ArgumentError as error:
         raise InvalidDatabase(
-            f"{str(database)[:40]!r} is not a database URL; it looks like postgresql+psycopg://user@host/name "
+            f"{shown_text(str(database))} is not a database URL; it looks like postgresql+psycopg://user@host/name "
             f"or sqlite:///file.db"
         ) from error
     try:

@@ -18,6 +18,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
 from batchkit.errors import DatabaseUnavailable, InvalidDatabase
+from batchkit.store.addresses import shown
 
 # Any: the drivers' connections and cursors have no common type.
 DriverConnection = Any
@@ -453,7 +454,7 @@ class MySql:
         asked = tx.execute(text("SELECT get_lock(:name, :seconds)"), {"name": name, "seconds": _MIGRATION_SECONDS})
         if asked.scalar() != 1:
             raise DatabaseUnavailable(
-                tx.engine.url.render_as_string(hide_password=True),
+                shown(tx.engine.url),
                 f"another process has been migrating its tables for {_MIGRATION_SECONDS} s; see what it waits for",
             )
         try:

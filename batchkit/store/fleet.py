@@ -235,7 +235,8 @@ class Fleet:
         with self._database.transaction() as tx:
             if is_new:
                 # One by one: a range of rows would lock its neighbours.
-                for dead in [name, *tx.execute(self._statements.forgotten()).scalars()]:
+                # By name: two that begin at the same time must not lock each other's out.
+                for dead in sorted({name, *tx.execute(self._statements.forgotten()).scalars()}):
                     tx.execute(self._statements.remove_worker(dead))
             elif tx.execute(self._statements.attend(name)).rowcount == 1:
                 return tx.execute(self._statements.read_draining(name)).scalar_one_or_none() is not None

@@ -7,9 +7,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Table, delete, exists, or_, select, update
+from sqlalchemy import Table, and_, delete, exists, literal, or_, select, update
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.sql.base import Executable
+from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import Select
 
 from batchkit.model import RunId, run_id_at
@@ -41,10 +42,9 @@ class PurgeStatements(Statements):
     """The statements that remove runs."""
 
     def purgeable(self, *, seconds: float, states: Collection[RunState], limit: int, after: str) -> Select[Any]:
-        """Find runs that ended so long ago, whose end was told, and whose failures nobody tries again just now."""
-        run, retry, transition = self.run.c, self.run.alias("retry").c, self.transition.c
+        """Find runs that ended so long ago, whose end was told, and whose failures nobody may try again."""
+        run, transition = self.run.c, self.transition.c
         is_keyed = run.start_key.like(f"{KEYS_OF_USERS}%")
-        is_retried = exists().where(retry.failures_of == run.id, retry.state.not_in(FINAL))
         return (
             select(run.id)
             .where(
@@ -60,11 +60,21 @@ class PurgeStatements(Statements):
                     ~is_keyed,
                     exists().where(transition.run_id == run.id),
                 ),
-                ~is_retried,
+                ~exists().where(self._tries_again(run.id)),
             )
             .order_by(run.id)
             .limit(limit)
         )
+
+    def is_tried_again(self, run_id: RunId) -> Select[Any]:
+        """Tell whether a run that may still go on has the failures of another for its items."""
+        return select(exists().where(self._tries_again(literal(run_id))))
+
+    def _tries_again(self, run_id: ColumnElement[str]) -> ColumnElement[bool]:
+        retry = self.run.alias("retry").c
+        # One that failed is not over: it may be resumed, and would find nothing to do.
+        may_go_on = or_(retry.state.not_in(FINAL), and_(retry.state == RunState.FAILED, retry.purged_at.is_(None)))
+        return and_(retry.failures_of == run_id, may_go_on)
 
     def begin_purge(self, run_id: RunId, *, seconds: float, states: Collection[RunState]) -> Executable:
         """Win the right to remove what belongs to a run: from now on nobody can resume it."""
@@ -103,7 +113,8 @@ class Purging:
     Removes runs that ended long ago, with their partitions, failures and histories.
 
     A run that a user has given a key stays, with its counters and its result, so that another start with the key finds
-    it: that is what the key was for. Several purges at once do no harm.
+    it: that is what the key was for. A run stays while another may try its failures again, also one that failed doing
+    so. Several purges at once do no harm.
     """
 
     def __init__(self, database: Database) -> None:
@@ -139,6 +150,10 @@ class Purging:
 
     def _begin(self, run_id: RunId, seconds: float, states: Collection[RunState]) -> RowMapping | None:
         with self._database.transaction() as tx:
+            # Whoever begins to try its failures again, or goes on with that, locks it too: one of us comes first.
+            tx.execute(self._statements.lock_run(run_id))
+            if tx.execute(self._statements.is_tried_again(run_id)).scalar_one():
+                return None
             if tx.execute(self._statements.begin_purge(run_id, seconds=seconds, states=states)).rowcount != 1:
                 return None
             return tx.execute(self._statements.read_run(run_id)).mappings().one()

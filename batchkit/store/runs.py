@@ -57,7 +57,12 @@ class Runs:
         self._suspects = Suspects(database)
 
     def create(self, new: NewRun) -> None:
-        """Write a queued run with its first partition."""
+        """
+        Write a queued run with its first partition.
+
+        Raises:
+            RunPurged: the run whose failures it is to try again was purged.
+        """
         with self._database.transaction() as tx:
             self._create(tx, new)
 
@@ -151,7 +156,7 @@ class Runs:
             RunNotFound, IllegalTransition
             NothingToSkip: no item is known to have killed its workers.
             RunActive: another unfinished run has its unique key.
-            RunPurged: it was purged.
+            RunPurged: it was purged, or the run whose failures it tries again was.
         """
         try:
             return self._resume(run_id, accept=accept, skip=skip)
@@ -168,6 +173,7 @@ class Runs:
             run = self._lock_existing(tx, run_id)
             if run["purged_at"] is not None:
                 raise RunPurged(run_id)
+            self._keep_origin(tx, run["failures_of"], retry=run_id)
             if run["state"] is RunState.RUNNING and run["requested"] is Request.PAUSE and not (accept or skip):
                 tx.execute(self._statements.request(run_id, None))
                 return RunState.RUNNING
@@ -182,6 +188,18 @@ class Runs:
                 tx.execute(self._statements.forget_meaning(run_id))
                 tx.execute(self._statements.explain_waiting(run_id, None))
             return RunState.QUEUED
+
+    def _keep_origin(self, tx: Connection, origin: RunId | None, *, retry: RunId) -> None:
+        """
+        Keep the run whose failures another is to try again from being purged until the end of *tx*.
+
+        Raises:
+            RunPurged: that was too late.
+        """
+        if origin is not None:
+            run = self.lock(tx, origin)
+            if run is None or run["purged_at"] is not None:
+                raise RunPurged(origin, retry=retry)
 
     def _queue_again(self, tx: Connection, run_id: RunId, state: RunState, *, reason: str) -> None:
         self.change_state(
@@ -578,6 +596,7 @@ class Runs:
         }
 
     def _create(self, tx: Connection, new: NewRun) -> None:
+        self._keep_origin(tx, new.failures_of, retry=new.rerun_of or new.id)
         # First, so that where its keys are taken nothing is written.
         tx.execute(self._statements.insert_run(new))
         first = Range(after=new.after)

@@ -39,7 +39,11 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop them: who is busy is known by the leases alone."""
+    """
+    Drop them: who is busy is known by the leases alone.
+
+    PostgreSQL refuses it while the view `batchkit_busy` is there: drop that before.
+    """
     drop_table("batchkit_worker")
     drop_index("ix_batchkit_partition_worker", "batchkit_partition")
     for name in ("is_protected", "working_seconds", "chunk_seconds", "checkpointed_at", "claimed_at"):

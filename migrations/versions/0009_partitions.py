@@ -14,7 +14,12 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the columns; the runs that are there have one partition."""
+    """
+    Add the columns; the runs that are there have one partition.
+
+    Workers of an older version know nothing of `max_workers` and `held_until`, and wake all partitions up at once:
+    start no run with partitions before all workers are new.
+    """
     add_column("batchkit_run", sa.Column("partitions", sa.Integer, nullable=False, server_default="1"))
     add_column("batchkit_run", sa.Column("max_workers", sa.Integer))
     add_column("batchkit_run", sa.Column("turn_at", UtcTime))
@@ -22,7 +27,11 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop them. Unfinished runs with several partitions go on, with no limit of their workers."""
+    """
+    Drop them. Unfinished runs with several partitions go on, with no limit of their workers.
+
+    PostgreSQL refuses it while the view `batchkit_busy` is there: drop that before.
+    """
     drop_column("held_until", "batchkit_run")
     drop_column("turn_at", "batchkit_run")
     drop_column("max_workers", "batchkit_run")

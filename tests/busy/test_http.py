@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 from wsgiref.validate import validator
 
@@ -123,9 +124,27 @@ def test_a_store_that_cannot_be_read_is_an_error_and_no_zero():
         for path in ("/v1/busy", "/v1/queues/default", "/readyz"):
             status, facts = _get(client, path)
             assert 503 == status
-            assert "127.0.0.1:1" in facts["error"]
+            assert "cannot be reached" in facts["error"]
             assert not {"queues", "wanted"} & set(facts)
         assert (200, {"well": True}) == _get(client, "/healthz"), "a restart mends no database"
+
+
+def test_where_the_database_is_and_its_password_are_told_to_nobody(caplog: pytest.LogCaptureFixture):
+    with closing(BatchKit(f"{_DOWN}?password=hunter2", queue=LocalQueue())) as down:
+        for path in ("/v1/busy", "/readyz"):
+            status, facts = _get(_client(busy_app(down)), path)
+            assert 503 == status
+            assert not [secret for secret in ("hunter2", "127.0.0.1", "nobody") if secret in str(facts)]
+    assert "127.0.0.1" in caplog.text
+    assert "hunter2" not in caplog.text
+
+
+def test_tables_of_another_version_are_told_with_the_mend(tmp_path: Path):
+    with closing(BatchKit(f"sqlite:///{tmp_path}/empty.db", queue=LocalQueue())) as bare:
+        status, facts = _get(_client(busy_app(bare)), "/v1/busy")
+    assert 503 == status
+    assert "batchkit db upgrade" in facts["error"]
+    assert str(tmp_path) not in facts["error"]
 
 
 def test_what_others_errors_say_is_told_to_the_log_alone():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -234,9 +237,38 @@ def test_outside_of_a_cluster_it_does_nothing(api: ApiServer, monkeypatch: pytes
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "urllib3", None)
     with pytest.raises(ImportError, match=r"pip install 'batchkit-jobs\[kubernetes\]'"):
         PodDeletionCost()
+
+
+_PATCH_IN_A_THREAD = """
+import pathlib, sys, threading
+from batchkit.contrib.kubernetes import PodDeletionCost
+from batchkit.hooks import HookContext, WorkerState
+
+hook = PodDeletionCost(account=pathlib.Path(sys.argv[1]))
+hook.begin(HookContext("pod:7", "pod", "rq", lambda: None, None, 10.0))
+before = set(sys.modules)
+patching = threading.Thread(target=hook.changed, args=(WorkerState("pod:7", "pod", 1, 0, None, False, 1),))
+patching.start()
+patching.join()
+print(sorted(set(sys.modules) - before))
+"""
+
+
+def test_the_hooks_thread_imports_nothing_for_a_child_may_be_forked_in_the_middle(api: ApiServer):
+    env = {**os.environ, **api.env}
+    patched = subprocess.run(
+        [sys.executable, "-c", _PATCH_IN_A_THREAD, str(api.account)],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ["1000"] == api.costs
+    assert "[]" == patched.stdout.strip()
 
 
 # In real workers

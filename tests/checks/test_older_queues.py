@@ -15,6 +15,7 @@ _TESTS = (
     "tests/queues/test_celery_messages.py::test_a_chain_survives_shutdowns_and_kills",
     "tests/queues/test_celery_messages.py::test_autoretry_does_not_keep_a_failure_from_being_told",
     "tests/queues/test_celery_messages.py::test_a_hard_time_limit_is_an_interruption",
+    "tests/queues/test_celery_consuming.py",
     "tests/queues/test_rq_shutdown.py::test_a_worker_is_ended[SIGTERM all-started]",
     "tests/queues/test_rq_messages.py::test_what_depends_on_a_job_waits_for_its_real_end",
     "tests/queues/test_rq_messages.py::test_a_killed_horse_is_no_failure_to_those_who_wait",

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from batchkit import BatchKit, Chunk, Run, RunState, span
 from batchkit.cli import app as commands
-from batchkit.errors import InvalidPurge, RunFailed, RunNotFound, RunPurged
+from batchkit.errors import InvalidPurge, OutputUnusable, RunFailed, RunNotFound, RunPurged
 from batchkit.queues import InlineQueue, LocalQueue
 from batchkit.store import Clock, purging
 from tests.slices.conftest import job
@@ -172,6 +172,71 @@ def test_failures_that_are_being_tried_again_stay(kit: BatchKit, later: Later):
         assert 0 == other.purge(MONTH).runs
         retry.cancel()
         assert 1 == other.purge(MONTH).runs
+
+
+@pytest.mark.parametrize("key", [None, "January"])
+def test_failures_stay_while_a_retry_that_failed_can_be_resumed(kit: BatchKit, later: Later, key: str | None):
+    does = {"first": True, "full": False}
+
+    def fail(chunk: Chunk[int]) -> None:
+        if does["full"]:
+            raise OutputUnusable("out.csv", problem="the disk is full")
+        for item in chunk:
+            if does["first"]:
+                chunk.fail(item, "it is odd")
+
+    failing = job(span(3), fail, max_failures=3)
+    origin = failing.using(key=key).start() if key else failing.start()
+    does.update(first=False, full=True)
+    retry = origin.retry_failures()
+    assert RunState.FAILED == retry.refresh().state
+    later.seconds = MONTH.total_seconds() + 1
+
+    assert 0 == kit.purge(MONTH, state="succeeded").failures
+    does.update(full=False)
+    retry.resume()
+
+    assert (RunState.SUCCEEDED, 3) == (retry.refresh().state, retry.progress.done)
+    later.seconds *= 2.1
+    assert 3 == kit.purge(MONTH).failures, "now nobody can try them again"
+
+
+@pytest.mark.parametrize("key", [None, "January"])
+def test_nobody_tries_again_what_was_purged(
+    kit: BatchKit, later: Later, monkeypatch: pytest.MonkeyPatch, key: str | None
+):
+    def fail(chunk: Chunk[int]) -> None:
+        if is_full:
+            raise OutputUnusable("out.csv", problem="the disk is full")
+        for item in chunk:
+            chunk.fail(item, "it is odd")
+
+    is_full: list[bool] = []
+    failing = job(span(3), fail, max_failures=3)
+    origin = failing.using(key=key).start() if key else failing.start()
+    is_full.append(True)
+    retry = origin.retry_failures()
+    later.seconds = MONTH.total_seconds() + 1
+    with monkeypatch.context() as older:
+        # As older versions did.
+        older.setattr(purging.PurgeStatements, "_tries_again", lambda statements, _: statements.transition.c.id == 0)
+        assert 3 == kit.purge(MONTH, state="succeeded").failures
+
+    for step in (retry.resume, retry.rerun, retry.retry_failures):
+        with pytest.raises(RunPurged, match=f"{origin.id} was purged, and with it the failures .* of run {retry.id}"):
+            step()
+    assert RunState.FAILED == retry.refresh().state
+
+
+def test_failures_that_are_tried_again_in_the_middle_of_a_purge_stay(kit: BatchKit, later: Later):
+    origin = fails_at_some().start()
+    later.seconds = MONTH.total_seconds() + 1
+    store = kit._store  # noqa: SLF001  the moment between finding and beginning has no public name
+    assert [origin.id] == store.purging._find(MONTH.total_seconds(), [RunState.SUCCEEDED], 10, "")  # noqa: SLF001
+    with closing(BatchKit(store.database.engine, queue=LocalQueue(), clock=Clock(later))) as other:
+        other.run(origin.id).retry_failures()
+    assert None is store.purging._begin(origin.id, MONTH.total_seconds(), [RunState.SUCCEEDED])  # noqa: SLF001
+    assert 5 == rows(kit)["failure"]
 
 
 def test_each_transaction_removes_few_rows(kit: BatchKit, later: Later, monkeypatch: pytest.MonkeyPatch):

@@ -218,6 +218,24 @@ def test_migrate_keeps_the_view_of_an_older_version(postgres_url: str):
         store.schema.migrate()
 
 
+def test_who_goes_back_drops_the_view_before(postgres_url: str):
+    def go_back(store: Store, revision: str) -> None:
+        with store.schema._locked() as tx:  # noqa: SLF001  there is no public way down
+            command.downgrade(store.schema._config(connection=tx), revision)  # noqa: SLF001  the same
+
+    with closing(Store(postgres_url)) as store:
+        store.schema.migrate()
+        store.schema.make_busy_view()
+        go_back(store, "0009")
+        for revision in ("0008", "0007"):
+            with pytest.raises(DBAPIError, match=f"view {VIEW} depends on"):
+                go_back(store, revision)
+        with store.database.transaction() as tx:
+            tx.execute(text(f"DROP VIEW {VIEW}"))
+        go_back(store, "0007")
+        assert "0007" == store.schema.current()
+
+
 def test_nobody_has_the_view_who_has_not_asked_for_it(server_url: str):
     with closing(Store(server_url)) as store:
         store.schema.migrate()

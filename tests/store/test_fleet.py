@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+from sqlalchemy import ClauseElement, Delete, event
+
 from batchkit.busy import Busy, busy_facts
 from batchkit.model import NewRun, Plan, Range, RunId
 from batchkit.store import HeldConnection
@@ -211,6 +213,21 @@ def test_workers_that_were_killed_long_ago_are_forgotten(bench: Bench):
     worker = bench.store.database.tables.worker
     with bench.store.database.reading() as tx:
         assert ["pod-2:1"] == list(tx.execute(worker.select()).scalars())
+
+
+def test_workers_that_begin_remove_others_in_one_order_and_do_not_lock_each_other_out(bench: Bench):
+    attend(bench, "pod-1:1")
+    attend(bench, "pod-3:1")
+    bench.pass_time(4000)
+    removed: list[str] = []
+
+    def note(_: object, statement: ClauseElement, __: object, params: dict[str, str], ___: object) -> None:
+        if isinstance(statement, Delete):
+            removed.extend(str(value) for value in statement.compile().params.values())
+
+    event.listen(bench.store.database.engine, "before_execute", note)
+    attend(bench, "pod-2:1", is_new=True)
+    assert ["pod-1:1", "pod-2:1", "pod-3:1"] == removed
 
 
 def start_shared(bench: Bench, *, ranges: int, max_workers: int | None) -> RunId:

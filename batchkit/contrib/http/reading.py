@@ -6,17 +6,23 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from batchkit import BatchkitError
 from batchkit.busy import Busy
+from batchkit.errors import DatabaseUnavailable, InvalidDatabase, SchemaMismatch
 
 _logger = logging.getLogger("batchkit")
 
 #: Less than those who ask wait for an answer: the probes of the manifests wait 3 seconds.
 KEEP_SECONDS = 1.0
 TIMEOUT_SECONDS = 2.0
+
+_PROBLEMS: Mapping[type[Exception], str] = {
+    DatabaseUnavailable: "the database cannot be reached or used",
+    SchemaMismatch: "the tables in the database are not those of this version of batchkit: run `batchkit db upgrade`",
+    InvalidDatabase: "the database cannot keep batchkit's promises",
+}
 
 
 class NotRead(Exception):
@@ -85,18 +91,24 @@ class CachedReading:
         problem = ""
         try:
             busy = self._read()
-        except BatchkitError as error:
-            problem = " ".join(str(error).split())
         except Exception as error:
-            # What others' errors say may not be for everybody.
-            problem = f"the database could not be read: {type(error).__name__}"
-            _logger.warning("who is busy could not be read", exc_info=True)
+            problem = _for_anybody(error)
+            if self._answer is None or self._answer.problem != problem:
+                _logger.warning("who is busy could not be read", exc_info=True)
         with self._changed:
             self._answer = _Answer(time.monotonic(), busy, problem)
             if busy is not None:
                 self._answered_at = self._answer.at
             self._reader = None
             self._changed.notify_all()
+
+
+def _for_anybody(error: Exception) -> str:
+    """Say what is wrong to whoever asks: the texts of errors have addresses in them, and are for the log alone."""
+    for kind, problem in _PROBLEMS.items():
+        if isinstance(error, kind):
+            return f"{problem}; the log of the process that serves this says more"
+    return f"the database could not be read: {type(error).__name__}"
 
 
 def _taken(answer: _Answer | None) -> Busy:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-import importlib.util
+import importlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +21,8 @@ _KEEPS_NODE: Mapping[str, str] = {
     "karpenter.sh/do-not-disrupt": "true",
 }
 _LEAST_INTERVAL_SECONDS = 30.0
+#: The codec is what looking a host up imports.
+_NEEDED_BY_CALLS = ("urllib3", "encodings.idna")
 
 
 class Band(enum.IntEnum):
@@ -61,9 +63,14 @@ class PodDeletionCost(BusyHook):
         account: Path = ACCOUNT,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if importlib.util.find_spec("urllib3") is None:
+        try:
+            # Not by the hook's thread: a child that is forked in the middle inherits the module's lock, and whatever
+            # imports it there waits for ever.
+            for name in _NEEDED_BY_CALLS:
+                importlib.import_module(name)
+        except ImportError as error:
             message = "PodDeletionCost needs the package urllib3: pip install 'batchkit-jobs[kubernetes]'"
-            raise ImportError(message)
+            raise ImportError(message) from error
         self._least_interval = least_interval
         self._keep_node = keep_node
         self._account = account

@@ -56,8 +56,14 @@ class Consuming:
 
     def _take_up(self) -> None:
         for name in self._left:
-            self._do(self._consumer.add_task_queue, name)
+            self._do(self._select_and_add, name)
         _logger.info("the instance is drained no longer: this worker takes work again", extra={"queues": self._left})
+
+    def _select_and_add(self, name: str) -> None:
+        # Leaving has deselected it, and in Celery 5.4 adding selects none: the next connection would be without it.
+        queues = self._consumer.app.amqp.queues
+        queues.select_add(queues[name])
+        self._consumer.add_task_queue(name)
 
     @staticmethod
     def _do(step: Any, name: str) -> None:  # noqa: ANN401  a method of Celery's
