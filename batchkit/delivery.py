@@ -392,7 +392,11 @@ class Deliveries:
     def _hand_on(self, message: Message, run_id: RunId) -> None:
         """Leave a message that came to a worker which is stopping to the others: its wake-up is still good."""
         for wake_up in self._store.runs.waiting(run_id, partition=message.partition):
-            if wake_up.number == message.wake_no and message.hops < MOST_HOPS:
+            if wake_up.number != message.wake_no:
+                continue
+            if message.hops >= MOST_HOPS:
+                self._store.runs.send_soon(wake_up)
+            else:
                 # For a moment this worker may still be the quickest to take it.
                 time.sleep(_HOP_SECONDS)
                 message.hand_on(wake_up)
