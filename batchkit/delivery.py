@@ -30,7 +30,8 @@ from batchkit.worker import Worker
 
 _logger = logging.getLogger("batchkit")
 
-#: How often a worker that is stopping may hand a message on at once; after that the sweep sends it.
+#: How often workers that are not to take a message, since they stop, are drained or not protected, hand it on at once;
+#: after that a sweep sends it, to begin anew.
 MOST_HOPS = 5
 _HOP_SECONDS = 0.2
 _AGAIN_SECONDS = 10.0
