@@ -30,7 +30,8 @@ from batchkit.worker import Worker
 
 _logger = logging.getLogger("batchkit")
 
-#: How often a worker that is stopping may hand a message on at once; after that the sweep sends it.
+#: How often workers that are not to take a message, since they stop, are drained or not protected, hand it on at once;
+#: after that a sweep sends it, to begin anew.
 MOST_HOPS = 5
 _HOP_SECONDS = 0.2
 _AGAIN_SECONDS = 10.0
@@ -392,7 +393,11 @@ class Deliveries:
     def _hand_on(self, message: Message, run_id: RunId) -> None:
         """Leave a message that came to a worker which is stopping to the others: its wake-up is still good."""
         for wake_up in self._store.runs.waiting(run_id, partition=message.partition):
-            if wake_up.number == message.wake_no and message.hops < MOST_HOPS:
+            if wake_up.number != message.wake_no:
+                continue
+            if message.hops >= MOST_HOPS:
+                self._store.runs.send_soon(wake_up)
+            else:
                 # For a moment this worker may still be the quickest to take it.
                 time.sleep(_HOP_SECONDS)
                 message.hand_on(wake_up)

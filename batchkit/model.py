@@ -382,3 +382,5 @@ class WakeUp:
     is_by_message: bool = True
     #: whether its run has ended, and all that is left is to tell of that
     is_announcement: bool = False
+    #: of several partitions: how many seconds it was given to reach a worker when it was sent last
+    patience: float | None = None

@@ -12,7 +12,7 @@ from batchkit.model import RunId, WakeUp
 from batchkit.queue import Queue
 from batchkit.store import Store
 from batchkit.store.dialects import Fault
-from batchkit.waking import share, wake
+from batchkit.waking import send, share
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ def sweep(store: Store, queue: Queue) -> Swept:
     and a wake-up too many finds nothing.
     """
     settled = tuple(run_id for run_id in store.runs.unattended(limit=_AT_ONCE) if _settle(store, run_id))
-    sent = [wake_up for wake_up in _to_send(store, queue) if wake(queue, wake_up)]
+    sent = [wake_up for wake_up in _to_send(store, queue) if _send(store, queue, wake_up)]
     sent += _shared(store, queue)
     return Swept(settled=settled, woken=tuple(dict.fromkeys(wake_up.run_id for wake_up in sent)))
 
@@ -51,6 +51,10 @@ def _to_send(store: Store, queue: Queue) -> Iterator[WakeUp]:
     for wake_up in store.runs.unannounced(limit=_AT_ONCE):
         if _unless_locked(store, wake_up.run_id, partial(store.runs.take_announcement_resend, wake_up)):
             yield wake_up
+
+
+def _send(store: Store, queue: Queue, wake_up: WakeUp) -> bool:
+    return bool(_unless_locked(store, wake_up.run_id, partial(send, store, queue, wake_up)))
 
 
 def _shared(store: Store, queue: Queue) -> list[WakeUp]:

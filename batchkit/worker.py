@@ -24,6 +24,8 @@ _TRIES = 5
 _CHOICE = 20
 #: How long a worker leaves a run with several partitions alone whose code it does not have.
 _DECLINED_SECONDS = 30.0
+#: How long it leaves one alone that it is not to take, since the platform does not protect this worker now.
+_LEFT_SECONDS = 5.0
 #: After these another partition of the run can be worked.
 _GOES_ON = frozenset({Ending.EXHAUSTED, Ending.LOST})
 _LEFT = Outcome(Ending.LEFT, chunks=0, items=0)
@@ -48,24 +50,38 @@ class Worker:
     grace: float | None = None
     #: when it may claim, and go on
     duty: Duty = field(default_factory=Duty)
-    #: until when what of several partitions is left to others
-    _declined: dict[RunId, float] = field(default_factory=dict)
+    #: until when what this worker cannot take is left to others
+    _passed_over: dict[RunId, float] = field(default_factory=dict)
 
     def work_next(self, *, queues: Collection[str] | None, stop: Stopping) -> Outcome | None:
         """Work one slice of whatever has waited longest; None when nothing could be claimed."""
-        besides = [run_id for run_id, until in self._declined.items() if time.monotonic() < until]
-        for run_id, number in self.store.leases.claimable(jobs=list(self.jobs), queues=queues, besides=besides):
+        for run_id, number in self.store.leases.claimable(
+            jobs=list(self.jobs), queues=queues, besides=self._left_to_others()
+        ):
             outcome = self.work_partition(run_id, number, stop=stop) or self.work_another(run_id, stop=stop)
-            if outcome is not None and outcome.ending is not Ending.LEFT:
+            if outcome is not None:
                 self._remember(run_id, outcome)
+            if outcome is not None and outcome.ending is not Ending.LEFT:
                 return outcome
         return None
 
+    def _left_to_others(self) -> list[RunId]:
+        now = time.monotonic()
+        for run_id in [run_id for run_id, until in self._passed_over.items() if until <= now]:
+            del self._passed_over[run_id]
+        return list(self._passed_over)
+
     def _remember(self, run_id: RunId, outcome: Outcome) -> None:
-        """Look no further for a while at a run whose code does not fit: it may have a thousand other partitions."""
-        self._declined.pop(run_id, None)
+        """
+        Look no further for a while at a run that this worker cannot take, so that others behind it have their turn.
+
+        One whose code does not fit may have a thousand other partitions. A worker that is being drained passes nothing
+        over: it could take all of it once that is called off.
+        """
         if outcome.ending is Ending.DECLINED and self.store.runs.is_shared(run_id):
-            self._declined[run_id] = time.monotonic() + _DECLINED_SECONDS
+            self._passed_over[run_id] = time.monotonic() + _DECLINED_SECONDS
+        elif outcome.ending is Ending.LEFT and not self.duty.notice.is_there:
+            self._passed_over[run_id] = time.monotonic() + _LEFT_SECONDS
 
     def work_another(
         self,

@@ -82,14 +82,17 @@ class Leases:
         Take a partition for *seconds*, under a new fence; None when somebody else holds it or it is not workable.
 
         *worker* is shown to people; what decides is a random token made here. With *wake_no*, also None unless that is
-        the number of the partition's newest wake-up, and nobody has claimed with it. *working_seconds* is how long the
-        worker may go on after a signal to stop, *is_protected* that it must not be stopped.
+        the number of the partition's newest wake-up, and nobody has claimed with it; where the run has no room for
+        another worker, or is held off, that wake-up is sent again. *working_seconds* is how long the worker may go on
+        after a signal to stop, *is_protected* that it must not be stopped.
         """
         with self._database.transaction() as tx:
-            run = self._runs.lock(tx, run_id, takes_turn=True)
-            if run is None or run["state"] not in WORKABLE or run["requested"] is not None:
+            run = self._runs.lock(tx, run_id)
+            if run is None or run["state"] not in WORKABLE:
                 return None
-            if not self._has_room(tx, run) or (wake_no is not None and self._is_held_off(tx, run)):
+            if not self._may_come(tx, run, is_woken=wake_no is not None):
+                if wake_no is not None:
+                    self._send_anew(tx, run, number, wake_no)
                 return None
             before = tx.execute(self._statements.read_partition(run_id, number)).mappings().one_or_none()
             is_takeover = before is not None and before["holder"] is not None and not before["is_live"]
@@ -112,6 +115,7 @@ class Leases:
             )
             if before is None or claimed.rowcount != 1:
                 return None
+            tx.execute(self._statements.take_turn(run_id))
             self._record_claim(tx, run, taken_from=before["worker"] if before["holder"] else None, worker=worker)
             lease = _lease(run, tx.execute(self._statements.read_partition(run_id, number)).mappings().one())
             return lease if lease.doubt is None else self._left_in_doubt(tx, lease)
@@ -345,6 +349,15 @@ class Leases:
         # The first chunk of a run: what is known is how long those of the runs before it took.
         seconds: float | None = tx.execute(self._statements.chunk_seconds_of(job, runs=_RUNS_LOOKED_AT)).scalar_one()
         return seconds
+
+    def _may_come(self, tx: Connection, run: RowMapping, *, is_woken: bool) -> bool:
+        """Tell, under the run's lock, whether another worker may come for it; one *is_woken* not while it is held."""
+        is_held = is_woken and self._is_held_off(tx, run)
+        return run["requested"] is None and not is_held and self._has_room(tx, run)
+
+    def _send_anew(self, tx: Connection, run: RowMapping, number: int, wake_no: int) -> None:
+        """Let a good wake-up that came too early be sent again: it took a place among those that are under way."""
+        tx.execute(self._statements.send_anew(run["id"], number, wake_no, not_before=run["held_until"]))
 
     def _has_room(self, tx: Connection, run: RowMapping) -> bool:
         """Tell, under the run's lock, whether it may have another worker."""

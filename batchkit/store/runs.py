@@ -218,9 +218,9 @@ class Runs:
 
     # What workers do
 
-    def lock(self, tx: Connection, run_id: RunId, *, takes_turn: bool = False) -> RowMapping | None:
+    def lock(self, tx: Connection, run_id: RunId) -> RowMapping | None:
         """Lock a run's row as part of *tx* and read it in a statement of its own; None when there is none."""
-        if tx.execute(self._statements.lock_run(run_id, takes_turn=takes_turn)).rowcount != 1:
+        if tx.execute(self._statements.lock_run(run_id)).rowcount != 1:
             return None
         return tx.execute(self._statements.read_run(run_id)).mappings().one()
 
@@ -420,7 +420,8 @@ class Runs:
         """
         Win the right to send wake-ups of a run: as many as are missing to *window* that are under way.
 
-        Those whose message was lost are among them, with a patience that grows as that of others.
+        Those whose message was lost are among them. A wake-up that is sent for the first time since a worker has come
+        for its partition is given PATIENCE_SECONDS, however old the run is, and each time that nobody comes twice that.
         """
         with self._database.reading() as tx:
             found = tx.execute(self._statements.shares(run_id)).one_or_none()
@@ -432,7 +433,8 @@ class Runs:
             return []
         columns = self._database.tables.partition.c
         statement = self._statements.wake_ups().where(columns.run_id == run_id, self._statements.is_overdue())
-        return [wake_up for wake_up in self._wake_ups(statement.limit(missing)) if self.take_resend(wake_up)]
+        overdue = self._wake_ups(statement.limit(missing))
+        return [wake_up for wake_up in overdue if self._take_resend(wake_up, patience=_next_patience(wake_up))]
 
     def all_waiting(self, *, limit: int) -> list[WakeUp]:
         """Find what waits for a worker now."""
@@ -440,13 +442,26 @@ class Runs:
 
     def take_resend(self, wake_up: WakeUp) -> bool:
         """
-        Win the right to send a wake-up again; False when another sweep has it, or a worker has claimed meanwhile.
+        Win the right to send a wake-up of a run with one partition again.
 
-        The next time comes after as long as it has waited by then: a lost message at most doubles the wait, and a
-        long backlog gets few copies.
+        False when another sweep has it, or a worker has claimed meanwhile. The next time comes after as long as it has
+        waited by then, within limits: a lost message at most doubles the wait, and a long backlog gets few copies.
         """
+        return self._take_resend(wake_up, patience=_patience(wake_up))
+
+    def give_resend_back(self, wake_up: WakeUp) -> None:
+        """Give back the right to send a wake-up, which could not be sent: the next sweep may."""
         with self._database.transaction() as tx:
-            return tx.execute(self._statements.take_resend(wake_up, patience=_patience(wake_up))).rowcount == 1
+            tx.execute(
+                self._statements.send_anew(wake_up.run_id, wake_up.partition, wake_up.number, patience=wake_up.patience)
+            )
+
+    def send_soon(self, wake_up: WakeUp) -> None:
+        """Have a wake-up sent again by a sweep soon: it has reached none but workers that cannot take it."""
+        with self._database.transaction() as tx:
+            tx.execute(
+                self._statements.send_anew(wake_up.run_id, wake_up.partition, wake_up.number, seconds=PATIENCE_SECONDS)
+            )
 
     def unannounced(self, *, limit: int) -> list[WakeUp]:
         """Find ended runs whose message has not told of their end in time."""
@@ -480,6 +495,10 @@ class Runs:
         """Write down that the end of a run was told."""
         with self._database.transaction() as tx:
             tx.execute(self._statements.announced(run_id))
+
+    def _take_resend(self, wake_up: WakeUp, *, patience: float) -> bool:
+        with self._database.transaction() as tx:
+            return tx.execute(self._statements.take_resend(wake_up, patience=patience)).rowcount == 1
 
     def _wake_ups(self, statement: Select[Any]) -> list[WakeUp]:
         with self._database.reading() as tx:
@@ -649,6 +668,10 @@ def _reason_to_start(new: NewRun) -> str:
 def _patience(wake_up: WakeUp) -> float:
     waited = (wake_up.asked_at - wake_up.due_at).total_seconds()
     return min(max(waited, PATIENCE_SECONDS), _LONGEST_PATIENCE_SECONDS)
+
+
+def _next_patience(wake_up: WakeUp) -> float:
+    return PATIENCE_SECONDS if wake_up.patience is None else min(wake_up.patience * 2, _LONGEST_PATIENCE_SECONDS)
 
 
 def _reason(after: RunState, reason: str) -> str:

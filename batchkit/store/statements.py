@@ -255,15 +255,17 @@ class Statements:
             update(self.run).where(self.run.c.id == run_id).values(held_until=self.clock.after(literal(seconds, Float)))
         )
 
-    def lock_run(self, run_id: RunId, *, takes_turn: bool = False) -> Executable:
+    def lock_run(self, run_id: RunId) -> Executable:
         """
         Lock the run by an UPDATE; what is then read in a new statement is what the last holder of the lock left.
 
         A SELECT ... FOR UPDATE would not do: under REPEATABLE READ two last partitions each saw the other unfinished.
-        With *takes_turn* a worker comes for some of it, so that other runs that wait go first after that.
         """
-        turn: dict[str, Any] = {"turn_at": self.clock.now()} if takes_turn else {}
-        return update(self.run).where(self.run.c.id == run_id).values(version=self.run.c.version + 1, **turn)
+        return update(self.run).where(self.run.c.id == run_id).values(version=self.run.c.version + 1)
+
+    def take_turn(self, run_id: RunId) -> Executable:
+        """Write down that a worker has come for some of a run: other runs that wait go first after that."""
+        return update(self.run).where(self.run.c.id == run_id).values(turn_at=self.clock.now())
 
     def read_run(self, run_id: RunId) -> Select[Any]:
         """Read a run's own row."""
@@ -317,6 +319,7 @@ class Statements:
             lease_expires_at=self.clock.after(lasts),
             wake_no=self.partition.c.wake_no + 1,
             resend_at=None,
+            patience_seconds=None,
             claimed_at=self.clock.now(),
             checkpointed_at=self.clock.now(),
             chunk_seconds=chunk_seconds,
@@ -339,7 +342,7 @@ class Statements:
         )
         if wake_no is not None:
             postponed = postponed.where(partition.wake_no == wake_no)
-        return postponed.values(resend_at=self.clock.after(literal(seconds, Float)))
+        return postponed.values(resend_at=self.clock.after(literal(seconds, Float)), patience_seconds=None)
 
     def chunk_seconds_of(self, job: str, *, runs: int) -> Select[Any]:
         """Give how long the chunks of the newest *runs* of a job were expected to take, at the most."""
@@ -535,7 +538,11 @@ class Statements:
         return (
             update(self.partition)
             .where(partition.run_id == run_id)
-            .values(due_at=self.clock.now(), resend_at=self.clock.now() if is_shared else self._patience())
+            .values(
+                due_at=self.clock.now(),
+                resend_at=self.clock.now() if is_shared else self._patience(),
+                patience_seconds=None,
+            )
         )
 
     def change_state(
@@ -618,6 +625,7 @@ class Statements:
                 or_(partition.number == 0, partition.kind == PartitionKind.FINISH).label("is_by_message"),
                 partition.due_at,
                 self.clock.now().label("asked_at"),
+                partition.patience_seconds.label("patience"),
             )
             .join(self.run, run.id == partition.run_id)
             .where(
@@ -668,7 +676,37 @@ class Statements:
                 self.is_overdue(),
                 self._is_free(),
             )
-            .values(resend_at=self.clock.after(literal(patience, Float)))
+            .values(resend_at=self.clock.after(literal(patience, Float)), patience_seconds=patience)
+        )
+
+    def send_anew(
+        self,
+        run_id: RunId,
+        number: int,
+        wake_no: int,
+        *,
+        seconds: float = 0.0,
+        not_before: datetime | None = None,
+        patience: float | None = None,
+    ) -> Executable:
+        """
+        Let a wake-up that came to nothing not count as under way any more: it is to be sent again after *seconds*.
+
+        With *not_before*, not before then. *patience* is how long it was given before, in case it was never sent.
+        """
+        partition, at = self.partition.c, self.clock.after(literal(seconds, Float))
+        return (
+            update(self.partition)
+            .where(
+                partition.run_id == run_id,
+                partition.number == number,
+                partition.wake_no == wake_no,
+                self._is_free(),
+            )
+            .values(
+                resend_at=at if not_before is None else Later(literal(not_before, UtcTime()), at),
+                patience_seconds=patience,
+            )
         )
 
     def backlog(self, *, waited: float, unswept: float) -> Executable:

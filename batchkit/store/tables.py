@@ -180,6 +180,8 @@ def tables(schema: str | None = None) -> Tables:
         Column("wake_no", BigInteger, nullable=False, server_default="0"),
         # When a wake-up that nobody has claimed with is sent again.
         Column("resend_at", UtcTime),
+        # Of several partitions: how long that was from when it was sent last; empty until it is sent.
+        Column("patience_seconds", DOUBLE),
         # At most once: the items that the function is called for right now, and how many were left so by a crash.
         Column("doubt", LONG_TEXT),
         Column("in_doubt", BigInteger, nullable=False, server_default="0"),

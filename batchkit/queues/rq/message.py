@@ -97,9 +97,9 @@ class RQMessage:
         }
         self._job.save_meta()
 
-    def wake_itself(self, wake_up: WakeUp) -> None:
-        """Be the message of *wake_up* when it is retried, at the end of this slice."""
-        notes.note(self._job, **{notes.PARTITION: wake_up.partition, notes.WAKE: wake_up.number})
+    def wake_itself(self, wake_up: WakeUp, hops: int) -> None:
+        """Be the message of *wake_up*, which has hopped so often, when it is retried, at the end of this slice."""
+        notes.note(self._job, **notes.of_wake_up(wake_up, hops))
         self._job.save_meta()
         self._is_woken = True
 

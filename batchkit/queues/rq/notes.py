@@ -13,6 +13,8 @@ from typing import Any
 from rq.job import Job
 from rq.results import Result
 
+from batchkit.model import WakeUp
+
 _NOTES = "batchkit"
 #: Which run a job wakes a worker up for, and how.
 RUN, PARTITION, WAKE, HOPS = "run", "partition", "wake", "hops"
@@ -31,6 +33,11 @@ def notes_of(job: Job) -> dict[str, Any]:
 def note(job: Job, **values: object) -> None:
     """Keep *values* with what was kept of this use of the job's id; the caller saves the meta."""
     job.meta[_NOTES] = {**notes_of(job), **values, _OF: use_of(job)}
+
+
+def of_wake_up(wake_up: WakeUp, hops: int) -> dict[str, int]:
+    """Give what is kept of a wake-up that a job carries, and that workers which cannot take it have handed on."""
+    return {PARTITION: wake_up.partition, WAKE: wake_up.number, HOPS: hops}
 
 
 def use_of(job: Job) -> str:

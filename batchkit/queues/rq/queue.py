@@ -123,11 +123,11 @@ class RQQueue:
         if written is None or "rq" not in written:
             self._enqueue_ours(wake_up, wake_up.queue, hops=hops)
         elif wake_up.is_by_message:
-            self._send_again(wake_up, written["id"], written["queue"], use=written["use"])
+            self._send_again(wake_up, hops, written["id"], written["queue"], use=written["use"])
         else:
             self._enqueue_ours(wake_up, written["queue"], hops=hops)
 
-    def _send_again(self, wake_up: WakeUp, job_id: str, queue_name: str, *, use: str) -> None:
+    def _send_again(self, wake_up: WakeUp, hops: int, job_id: str, queue_name: str, *, use: str) -> None:
         """Have the RQ job that started a run worked again, unless it is on its way."""
         at_hand = self._at_hand
         current = get_current_job()
@@ -135,38 +135,41 @@ class RQQueue:
             if current.get_status() is JobStatus.CANCELED:
                 self._cancel(wake_up)
             # Where it was cancelled, to tell of that.
-            at_hand.wake_itself(wake_up)
+            at_hand.wake_itself(wake_up, hops)
             return
         queue = self._queue(queue_name)
         job = self._fetch(job_id)
         if job is None or notes.use_of(job) != use:
-            self._go_on_without(wake_up, job_id, queue, use=use, is_id_free=job is None)
+            self._go_on_without(wake_up, hops, job_id, queue, use=use, is_id_free=job is None)
         elif job.get_status() in _GIVEN_UP:
             self._cancel(wake_up)
             self._told(wake_up)
         elif wake_up.is_announcement and notes.was_told(job, wake_up.run_id):
             self._told(wake_up)
         elif not (wake_up.is_announcement and _is_being_worked(job, queue)):
-            _enqueue_again(job, queue, wake_up)
+            _enqueue_again(job, queue, wake_up, hops)
 
-    def _go_on_without(self, wake_up: WakeUp, job_id: str, queue: Queue, *, use: str, is_id_free: bool) -> None:
+    def _go_on_without(
+        self, wake_up: WakeUp, hops: int, job_id: str, queue: Queue, *, use: str, is_id_free: bool
+    ) -> None:
         """Go on with a run whose RQ job is lost, and with it what waited for its end."""
         if wake_up.is_announcement:
             self._told(wake_up)
         elif is_id_free:
-            self._enqueue(wake_up, job_id, queue, {}, use=use)
+            self._enqueue(wake_up, hops, job_id, queue, {}, use=use)
         else:
             # The id was used again for something else.
-            self._enqueue_ours(wake_up, queue.name)
+            self._enqueue_ours(wake_up, queue.name, hops=hops)
 
-    def _enqueue_ours(self, wake_up: WakeUp, queue_name: str, *, hops: int = 0) -> None:
+    def _enqueue_ours(self, wake_up: WakeUp, queue_name: str, *, hops: int) -> None:
         job_id = f"{wake_up.run_id}-{uuid.uuid4().hex[:8]}"
-        noted = {notes.RUN: wake_up.run_id, notes.HOPS: hops}
-        self._enqueue(wake_up, job_id, self._queue(queue_name), noted, result_ttl=0)
+        noted = {notes.RUN: wake_up.run_id}
+        self._enqueue(wake_up, hops, job_id, self._queue(queue_name), noted, result_ttl=0)
 
     def _enqueue(
         self,
         wake_up: WakeUp,
+        hops: int,
         job_id: str,
         queue: Queue,
         noted: Mapping[str, object],
@@ -186,7 +189,7 @@ class RQQueue:
         )
         if use is not None:
             notes.made_again_for(use, job)
-        notes.note(job, **{notes.PARTITION: wake_up.partition, notes.WAKE: wake_up.number}, **noted)
+        notes.note(job, **notes.of_wake_up(wake_up, hops), **noted)
         queue.enqueue_job(job)
 
     def _is_at_hand(self, current: Job | None) -> bool:
@@ -218,8 +221,8 @@ class RQQueue:
         return self._kit
 
 
-def _enqueue_again(job: Job, queue: Queue, wake_up: WakeUp) -> None:
-    notes.note(job, **{notes.PARTITION: wake_up.partition, notes.WAKE: wake_up.number})
+def _enqueue_again(job: Job, queue: Queue, wake_up: WakeUp, hops: int) -> None:
+    notes.note(job, **notes.of_wake_up(wake_up, hops))
     job.save_meta()
     if job.get_status() is JobStatus.QUEUED and queue.get_job_position(job) is not None:
         return
