@@ -46,6 +46,8 @@ from batchkit.store.statements import Statements
 #: How often a worker says that it is there, and for how long it counts as there after that.
 ATTEND_EVERY_SECONDS = 10.0
 _PRESENT_SECONDS = 35.0
+#: What is due so soon waits already.
+_SOON_SECONDS = 1.0
 #: A worker that was killed leaves its row behind; it is shown to nobody, and removed by one that comes later.
 _FORGOTTEN_SECONDS = 3600.0
 
@@ -121,7 +123,8 @@ class FleetStatements(Statements):
         run, partition = self.run.c, self.partition.c
         return and_(
             partition.state == PartitionState.OPEN,
-            partition.due_at <= self.clock.now(),
+            # MySQL's clock is that of the statement's start, and what was handed on a moment later would be in no count.
+            partition.due_at <= self.clock.after(literal(_SOON_SECONDS, Float)),
             run.state.in_(WORKABLE),
             run.requested.is_(None),
             self._is_not_held_off(),
