@@ -123,7 +123,7 @@ class FleetStatements(Statements):
         run, partition = self.run.c, self.partition.c
         return and_(
             partition.state == PartitionState.OPEN,
-            # MySQL's clock is that of the statement's start, and what was handed on a moment later would be in no count.
+            # MySQL's clock is that of the statement's start: what was handed on a moment later would be in no count.
             partition.due_at <= self.clock.after(literal(_SOON_SECONDS, Float)),
             run.state.in_(WORKABLE),
             run.requested.is_(None),
