@@ -25,6 +25,8 @@ _ENDLESS = 1_000_000_000
 
 #: Headers of a wake-up.
 RUN, PARTITION, WAKE, HOPS = "batchkit_run", "batchkit_partition", "batchkit_wake", "batchkit_hops"
+#: What the main process notes in a message that it has handed on, for the child that gets it as well.
+HANDED_ON = "batchkit_handed_on"
 
 #: What says where a message goes.
 ROUTE = ("queue", "exchange", "routing_key", "priority")
@@ -82,6 +84,7 @@ class CeleryMessage:
         self.partition: int = headers.get(PARTITION, 0)
         self.wake_no: int = headers.get(WAKE, 0)
         self.hops: int = headers.get(HOPS, 0)
+        self._is_handed_on: bool = headers.get(HANDED_ON, False)
 
     @property
     def shows_progress(self) -> bool:
@@ -112,8 +115,9 @@ class CeleryMessage:
         self._task.backend.store_result(self._request.id, meta, "PROGRESS")
 
     def hand_on(self, wake_up: WakeUp) -> None:
-        """Send *wake_up* as a copy of it that has hopped once more."""
-        self._send(wake_up, self.hops + 1)
+        """Send *wake_up* as a copy of it that has hopped once more, unless the main process has: one copy is enough."""
+        if not self._is_handed_on:
+            self._send(wake_up, self.hops + 1)
 
     def parked(self) -> NoReturn:
         """End the task: no callbacks, no result."""

@@ -18,6 +18,7 @@ from batchkit.job import Definition
 from batchkit.model import WakeUp
 from batchkit.queues.celery.consuming import Consuming
 from batchkit.queues.celery.message import (
+    HANDED_ON,
     HOPS,
     PARTITION,
     ROUTE,
@@ -326,6 +327,7 @@ class CeleryQueue:
                 if wake_up.number == headers[WAKE]:
                     self._send(wake_up, hops + 1)
 
+        headers[HANDED_ON] = True
         self._sweeper.do_soon(hand_on)
 
     def _on_revoked(self, sender: Any, request: Any, *, expired: bool = False, **_: Any) -> None:  # noqa: ANN401
