@@ -87,10 +87,10 @@ class Tie:
                 self._receive(until - time.monotonic())
                 continue
             self._received = rest
-            answer = json.loads(line)
-            if answer["asked"] == question:
-                granted: bool | None = answer["granted"]
-                return granted
+            answer = _read(line)
+            if answer.get("asked") == question:
+                granted = answer.get("granted")
+                return granted if isinstance(granted, bool) else None
         return None
 
     def _receive(self, seconds: float) -> None:
@@ -112,6 +112,15 @@ class Tie:
     def _has_broken(self) -> None:
         _logger.info("the main process of this worker does not listen; it learns of this slice from the store")
         self.close()
+
+
+def _read(line: bytes) -> dict[str, object]:
+    """Read an answer; what is none is an answer to nothing."""
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}
 
 
 #: What slices have where nobody listens.

@@ -56,8 +56,9 @@ def _refuse(listening: socket.socket) -> None:
             return
         with connection, connection.makefile("rw") as lines:
             for line in lines:
-                if json.loads(line).get("asks"):
-                    lines.write('{"granted": false}\n')
+                question = json.loads(line).get("asks")
+                if question:
+                    lines.write(json.dumps({"asked": question, "granted": False}) + "\n")
                     lines.flush()
 
 

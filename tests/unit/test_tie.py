@@ -56,6 +56,13 @@ def test_an_answer_may_come_in_pieces(ends: tuple[Tie, socket.socket]):
     assert True is tie.ask()
 
 
+def test_what_is_no_answer_raises_nothing(ends: tuple[Tie, socket.socket]):
+    tie, main = ends
+    main.sendall(b'no JSON\n{"granted": true}\n[]\n')
+    answer(main, 1, granted=False)
+    assert False is tie.ask()
+
+
 def test_the_end_of_a_slice_is_seen_though_a_process_that_it_has_forked_lives_on(ends: tuple[Tie, socket.socket]):
     tie, main = ends
     asked, answered = os.pipe()
