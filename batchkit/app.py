@@ -290,7 +290,7 @@ class BatchKit:
     def work_run(self, run_id: RunId, *, stop: Stop, watch: Callable[[Lease], None] | None = None) -> Outcome | None:
         """Work one run in this process until it ends, is paused or is stopped; *watch* is called after each commit."""
         self._ready()
-        job = self._store.runs.load(run_id).job
+        job = self._store.runs.job_of(run_id)
         if job not in JOBS:
             raise JobNotFound(job, known=JOBS)
         if watch is None:

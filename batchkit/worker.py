@@ -124,7 +124,7 @@ class Worker:
         Raises:
             JobNotFound: the job of the run is not registered in this process.
         """
-        options = self.jobs[self.store.runs.load(run_id).job].options
+        options = self.jobs[self.store.runs.job_of(run_id)].options
         if is_sliced and self.duty.notice.is_there:
             return _LEFT
         with tied_to_main() as tie:

@@ -506,6 +506,19 @@ class Runs:
 
     # Reading
 
+    def job_of(self, run_id: RunId) -> str:
+        """
+        Read the name of a run's job, and nothing of its partitions.
+
+        Raises:
+            RunNotFound: there is no such run.
+        """
+        with self._database.reading() as tx:
+            job: str | None = tx.execute(self._statements.job_of(run_id)).scalar_one_or_none()
+        if job is None:
+            raise RunNotFound(run_id)
+        return job
+
     def load(self, run_id: RunId) -> RunRecord:
         """
         Read a run.
