@@ -116,8 +116,9 @@ class Worker:
         """
         Claim a partition and work it.
 
-        None when somebody else was quicker, *wake_no* is not its newest wake-up, or no worker is to take it now: it
-        must not be stopped, and all are to be free to be stopped for a while.
+        None when somebody else was quicker, or *wake_no* is not its newest wake-up. It is LEFT where this worker is not
+        to take it now: it is drained, or the work must not be stopped, and the platform refuses to leave the worker
+        alone, or all are to be free to be stopped for a while.
 
         *share* is called when others can work the other partitions of its run, and must wake them up.
 
