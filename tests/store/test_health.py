@@ -145,15 +145,15 @@ def test_a_run_with_several_partitions_waits_where_nobody_works_any_and_counts_o
     bench.store.leases.release(lease, reason="the test")
     assert (1, 1) == (backlog(bench).waiting, backlog(bench).unswept)
     # Others of it are sent later.
-    assert 4 == len(bench.store.runs.take_shares(run_id, window=4))
+    assert 4 == len(bench.store.wake_ups.take_shares(run_id, window=4))
     assert (1, 0) == (backlog(bench).waiting, backlog(bench).unswept)
 
 
 def test_a_sweep_has_seen_to_what_it_has_sent_again(bench: Bench):
     run_id = bench.start()
     bench.pass_time(100)
-    (wake_up,) = bench.store.runs.waiting(run_id)
-    bench.store.runs.take_resend(wake_up)
+    (wake_up,) = bench.store.wake_ups.waiting(run_id)
+    bench.store.wake_ups.take_resend(wake_up)
 
     assert (1, 0) == (backlog(bench).waiting, backlog(bench).unswept)
 
