@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import NewType
 
@@ -276,6 +276,19 @@ class Lease:
     def left(self) -> int | None:
         """How many items more the run's limit allows; None where it has none."""
         return None if self.limit is None else self.limit - self.done - self.failed - self.in_doubt
+
+    def moved(self, checkpoint: Checkpoint) -> Lease:
+        """Give the same lease once it has moved on by *checkpoint*."""
+        return replace(
+            self,
+            cursor=checkpoint.cursor,
+            seq=self.seq + 1,
+            done=self.done + checkpoint.done,
+            failed=self.failed + checkpoint.failed,
+            carry=checkpoint.carry,
+            doubt=checkpoint.doubt,
+            chunk_seconds=checkpoint.chunk_seconds,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,13 @@ class ChunkWork:
             course.isolation.record(transaction, course.lease, failed, done=len(chunk) - len(failed))
             course.isolation.resolve(transaction, chunk, read)
             checkpoint = items.checkpoint(cursor, chunk)
-            moved, standing = transaction.checkpoint(course.around.store.leases, course.lease, checkpoint)
+            moved, standing = transaction.checkpoint(
+                course.around.store.leases,
+                course.lease,
+                checkpoint,
+                goes_on=course.goes_on_at_once,
+                read=items.reading_ahead(course.lease.moved(checkpoint)),
+            )
             with self._trials.blaming_items(read):
                 transaction.commit()
         except BaseException as error:

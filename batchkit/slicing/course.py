@@ -17,6 +17,7 @@ from batchkit.isolation import Isolation, Refused
 from batchkit.job import Definition
 from batchkit.lease_timer import LeaseTimer
 from batchkit.model import Lease
+from batchkit.promises import EXACTLY_ONCE
 from batchkit.sizing import AdaptiveSizing, FixedSizing, Sizing
 from batchkit.slicing.outcome import Ending, Outcome, Stopped, Surroundings
 from batchkit.slicing.protecting import Protecting
@@ -102,6 +103,13 @@ class Course:
             raise Stopped("max_protect is over, and the worker free to be stopped for a while")
         if self.timer.is_lost:
             raise self.lease_lost()
+
+    @property
+    def goes_on_at_once(self) -> bool:
+        """Whether, as far as is known, the next chunk begins as soon as this one is committed."""
+        options = self.job.options
+        waits = options.throttle is not None or options.delivery not in (None, EXACTLY_ONCE) or bool(self._after_commit)
+        return not (waits or self.should_stop())
 
     @property
     def is_protected(self) -> bool:

@@ -19,7 +19,7 @@ from batchkit.slicing import endings
 from batchkit.slicing.chunks import ChunkWork
 from batchkit.slicing.course import Course
 from batchkit.slicing.finishing import finish
-from batchkit.slicing.items import Items, Reading
+from batchkit.slicing.items import Items
 from batchkit.slicing.once import OnceWork
 from batchkit.slicing.outcome import Declined, Ending, Outcome, Stopped, Surroundings
 from batchkit.slicing.preparing import Preparation
@@ -100,12 +100,9 @@ class _Slice:
         if course.job.is_resumable:
             with closing(StepWork(course, trials, reading.params)) as steps:
                 return self._work_chunks(steps)
-        return self._work_chunks(self._way(reading))
-
-    def _way(self, reading: Reading) -> _Work:
-        items = Items(self._course, self._trials, reading)
-        is_at_most_once = self._course.lease.delivery == AT_MOST_ONCE
-        return (OnceWork if is_at_most_once else ChunkWork)(self._course, self._trials, items)
+        with closing(Items(course, trials, reading)) as items:
+            is_at_most_once = course.lease.delivery == AT_MOST_ONCE
+            return self._work_chunks((OnceWork if is_at_most_once else ChunkWork)(course, trials, items))
 
     def _work_chunks(self, work: _Work) -> Outcome:
         while True:

@@ -145,6 +145,19 @@ class Prefetching(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadAtOnce(Protocol):
+    """
+    A source of our own that reads a chunk by one statement, and loads what belongs to its rows after that.
+
+    Its read may be sent together with the COMMIT of the chunk before. It goes through the session and nothing else.
+    """
+
+    def reads_at_once(self) -> None:
+        """Say so, by being there."""
+        ...
+
+
 class NotFetched(Exception):
     """Raised by `read` where only the read has found out what is to be fetched: `prefetch`, and read again."""
 

@@ -279,6 +279,9 @@ class _Rows(Generic[T]):
             self._last = (last, {name: last.__dict__[name] for name in walk.attributes if name in last.__dict__})
         return pairs
 
+    def reads_at_once(self) -> None:
+        """Say that a chunk is read by one statement."""
+
     def moved(self) -> str | None:
         """Name the part of the key that is not what it was in the object that was read last, if one is."""
         if self._last is None:

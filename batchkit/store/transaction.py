@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
 from batchkit.model import Checkpoint, Lease, Standing
-from batchkit.store.database import Database, HeldConnection
+from batchkit.store.database import Ahead, Database, HeldConnection
 from batchkit.store.leases import Leases
 
 _logger = logging.getLogger("batchkit")
@@ -157,15 +157,40 @@ class ChunkTransaction:
             self._undo()
             self._leave_session()
 
-    def checkpoint(self, leases: Leases, lease: Lease, checkpoint: Checkpoint) -> tuple[Lease, Standing]:
+    def checkpoint(
+        self,
+        leases: Leases,
+        lease: Lease,
+        checkpoint: Checkpoint,
+        *,
+        goes_on: bool = False,
+        read: Callable[[], bool] | None = None,
+    ) -> tuple[Lease, Standing]:
         """
-        Move the partition on in this transaction.
+        Move the partition on in this transaction; nothing may come between this and `commit`.
+
+        Where the database can, the COMMIT is under way with it, and `commit` only says what came of it. With *goes_on*
+        the next transaction is begun with it, too, where nobody is to be told of the commit first; and, where round
+        trips take long, *read* is called, which begins that transaction and reads by one statement.
 
         Raises:
             LeaseLost: the lease is over; everything must be rolled back.
         """
         self.store_connection()
-        return leases.checkpoint(self._held, lease, checkpoint)
+        return leases.checkpoint(self._held, lease, checkpoint, ahead=self._ahead(read) if goes_on else self._alone())
+
+    def _alone(self) -> Ahead | None:
+        # Where the function writes to another database, that is to commit before.
+        return Ahead() if self._is_joined else None
+
+    def _ahead(self, read: Callable[[], bool] | None) -> Ahead | None:
+        if not (self._is_joined and self._is_told_to_nobody):
+            return self._alone()
+        return Ahead(begins=self._idle, read=read if self._held.is_far else None)
+
+    @property
+    def _is_told_to_nobody(self) -> bool:
+        return not (self._is_dry_run or self.session.dispatch.after_commit)
 
     def commit(self) -> None:
         """Commit; where the writes are in another database, they commit first, so that a crash between repeats them."""
@@ -186,6 +211,10 @@ class ChunkTransaction:
         except Exception:
             # The chunk is committed, and nothing that a listener raises changes that.
             _logger.exception("after the commit of a chunk its session raised")
+
+    def leave(self) -> None:
+        """Let go of the session, and leave the connection to who has to roll it back."""
+        self._end_session()
 
     def rollback(self) -> None:
         """Undo everything."""
