@@ -45,6 +45,7 @@ from sqlalchemy.types import Enum as EnumType
 from batchkit.errors import InvalidSource
 from batchkit.sources.base import Estimate, Source
 from batchkit.sources.sampling import Sample, stored
+from batchkit.sources.seeking import values_between
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -62,6 +63,9 @@ _SAMPLES_PER_PART = 8
 _LARGEST_SAMPLE = 8_000
 #: How many keys it takes of what these are joined to.
 _MOST_KEYS = 50_000
+#: How many rows are counted to weigh a range, and how many more of a range are looked up than it takes to cut it.
+_COUNTED = 2000
+_LOOKED_UP_PER_PART = 8
 _QUERY_CANCELED = "57014"
 _MYSQL = ("mysql", "mariadb")
 #: ER_STATEMENT_TIMEOUT of MariaDB and ER_QUERY_TIMEOUT of MySQL.
@@ -244,6 +248,7 @@ class _Statements:
         self.positions = tuple(positions)
         ordered = base.order_by(*(key.order for key in keys)).limit(bindparam(_LIMIT, type_=Integer))
         self.first = ordered.with_for_update() if walk.for_update else ordered
+        self.keys = keys
         self.names = tuple(f"batchkit_after_{index}" for index in range(len(keys)))
         binds = tuple(bindparam(name, type_=key.type) for name, key in zip(self.names, keys, strict=True))
         self.next = self.first.where(behind(keys, binds))
@@ -307,11 +312,22 @@ class _Rows(Generic[T]):
         return type(self)(self._walk.starting_behind(parts))
 
     def split(self, parts: int, session: Session) -> list[Any]:
-        """Cut them between rows of a sample of the table, such as the select has them, in the order of the key."""
-        found = _sampled_keys(self._walk, session.connection(), parts)
+        """Cut them between rows that are spread over them, such as the select has them, in the order of the key."""
+        connection = session.connection()
+        # What has a beginning may be a small part of the table, of which a sample of that has little or nothing.
+        found = [] if self._walk.after is None else _keys_within(self._walk, connection, parts)
+        found = found or _sampled_keys(self._walk, connection, parts)
         ranges = min(parts, len(found))
         cuts = [found[len(found) * number // ranges - 1] for number in range(1, ranges)]
         return [cut[0] if len(self._walk.keys) == 1 else cut for cut in dict.fromkeys(cuts)]
+
+    def weigh(self, session: Session) -> int:
+        """Count some of the rows; where there are more, take the planner's word for it, if there is one."""
+        connection = session.connection()
+        keys = self._walk.statements(connection).keys_only
+        counted = select(func.count()).select_from(keys.order_by(None).limit(_COUNTED).subquery())
+        number = int(connection.execute(counted).scalar_one())
+        return number if number < _COUNTED else max(number, _planned(connection, keys))
 
     def until(self, upper: Any) -> Source[T]:  # noqa: ANN401
         """Give the same rows without those behind *upper*."""
@@ -397,6 +413,39 @@ def _sampled_keys(walk: _Walk, connection: Connection, parts: int) -> list[tuple
         )
         return _looked_up(plain, connection, columns, rows)
     return found
+
+
+def _keys_within(walk: _Walk, connection: Connection, parts: int) -> list[tuple[Any, ...]]:
+    """
+    Give the keys of some rows of a walk that has a beginning, spread over it, in its order.
+
+    The first column of the key whose values differ from its beginning to its end is looked into, in the table itself.
+    Nothing is given where that cannot be, such as for a type without middles.
+    """
+    statements = walk.statements(connection)
+    keys, begin, end = statements.keys, walk.after, walk.until or _last_key(statements, connection)
+    if begin is None or end is None:
+        return []
+    at = next((index for index, (low, high) in enumerate(zip(begin, end, strict=True)) if low != high), None)
+    if at is None or any(key.column.table is not keys[0].column.table for key in keys[: at + 1]):
+        return []
+    lead = keys[at]
+    bounds = (end[at], begin[at]) if lead.descending else (begin[at], end[at])
+    within = [key.compared == value for key, value in zip(keys[:at], _bound(keys[:at], begin[:at]), strict=True)]
+    wanted = _LOOKED_UP_PER_PART * parts
+    values = values_between(connection, lead.compared, *bounds, within=within, wanted=wanted)
+    values = values[::-1] if lead.descending else values
+    ordered = statements.keys_only.order_by(None).order_by(*(key.order for key in keys)).limit(1)
+    chosen = [values[len(values) * number // parts] for number in range(1, parts)] if len(values) >= parts else []
+    found = (connection.execute(ordered.where(lead.not_before(value))).one_or_none() for value in chosen)
+    # Cuts, and not a sample: the last one stands for what comes behind it.
+    cuts = [tuple(row) for row in found if row is not None]
+    return [*cuts, tuple(end)] if cuts else []
+
+
+def _last_key(statements: _Statements, connection: Connection) -> tuple[Any, ...] | None:
+    row = connection.execute(statements.last).one_or_none()
+    return None if row is None else tuple(row)
 
 
 def _looked_up(
@@ -648,9 +697,7 @@ def _count_on_postgresql(connection: Connection, counted: Select[Any], keys: Sel
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) != _QUERY_CANCELED:
             raise
-    plan = connection.execute(_Explain(keys)).scalar_one()
-    parsed = json.loads(plan) if isinstance(plan, str) else plan
-    return Estimate(parsed[0]["Plan"]["Plan Rows"])
+    return Estimate(_planned(connection, keys))
 
 
 def _count_on_mysql(connection: Connection, counted: Select[Any], keys: Select[Any]) -> int:
@@ -669,6 +716,17 @@ def _count_on_mysql(connection: Connection, counted: Select[Any], keys: Select[A
         # No transaction takes it back. A connection that is gone has gone with it.
         if not connection.invalidated:
             connection.exec_driver_sql(f"SET {variable} = {usual}")
-    plan = connection.execute(_Explain(keys)).mappings().all()
-    # The tables of a join, each with what it is read for each row of those before it; not those of subqueries.
-    return Estimate(math.prod(int(table["rows"] or 0) for table in plan if table["id"] == 1))
+    return Estimate(_planned(connection, keys))
+
+
+def _planned(connection: Connection, keys: Select[Any]) -> int:
+    """Say how many rows the planner expects; 0 where the database has none that says so."""
+    if connection.dialect.name == "postgresql":
+        plan = connection.execute(_Explain(keys)).scalar_one()
+        parsed = json.loads(plan) if isinstance(plan, str) else plan
+        return int(parsed[0]["Plan"]["Plan Rows"])
+    if connection.dialect.name in _MYSQL:
+        tables = connection.execute(_Explain(keys)).mappings().all()
+        # The tables of a join, each with what it is read for each row of those before it; not those of subqueries.
+        return math.prod(int(table["rows"] or 0) for table in tables if table["id"] == 1)
+    return 0
