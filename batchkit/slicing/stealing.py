@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -24,6 +23,8 @@ _logger = logging.getLogger("batchkit")
 
 #: How long a range must take for its own claim to be worth it.
 _LEAST_SECONDS = 0.25
+#: Items per second, where nobody has done any.
+_UNKNOWN_RATE = 1.0
 #: Of how many partitions that are worked the largest is looked for: each costs some statements.
 _LOOKED_AT = 16
 
@@ -88,19 +89,20 @@ class Stealing:
         if not missing:
             return
         worked = stealing.worked(run_id, limit=_LOOKED_AT)
-        left = self._in_transaction(lambda tx: [self._seconds_left(each, tx) for each in worked])
-        most = max(left, default=0.0)
+        left = self._in_transaction(lambda tx: [self._items_left(each, tx) for each in worked])
+        rates = [each.rate for each in worked if each.rate]
+        # Of one that has done nothing yet it is taken to be that of the others; where there is none, its holder says.
+        typical = sum(rates) / len(rates) if rates else _UNKNOWN_RATE
+        seconds = [items / (each.rate or typical) for items, each in zip(left, worked, strict=True)]
+        most = max(seconds, default=0.0)
         if most >= 2 * _LEAST_SECONDS:
-            stealing.want_cuts(run_id, worked[left.index(most)], cuts=missing)
+            stealing.want_cuts(run_id, worked[seconds.index(most)], cuts=missing)
 
-    def _seconds_left(self, victim: Worked, transaction: ChunkTransaction) -> float:
-        """Say how long what is left of a partition is going to take, without the chunk in flight."""
+    def _items_left(self, victim: Worked, transaction: ChunkTransaction) -> int:
+        """Say how many items are left behind the chunk in flight; one alone cannot be cut."""
         left = remainder(self.reading.whole, after=victim.cursor, until=victim.until)
-        items = _items(left, transaction, done=victim.done)
-        rate = victim.rate or self._course.rate
-        # Of one that has done nothing yet, nobody knows how long it takes.
-        seconds = items / rate if rate else math.inf
-        return 0.0 if items <= 1 else seconds - (victim.chunk_seconds or 0.0)
+        items = _items(left, transaction, done=victim.done) - (victim.chunk_size or 0)
+        return items if items > 1 else 0
 
     def _cuts(self, cuts_wanted: int) -> list[str]:
         lease, rate = self._course.lease, max(self._course.rate, 1e-6)

@@ -29,7 +29,7 @@ class Worked:
     until: str | None
     done: int
     rate: float | None
-    chunk_seconds: float | None
+    chunk_size: int | None
 
 
 class Stealing:

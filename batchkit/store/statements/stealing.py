@@ -50,7 +50,7 @@ class Stealing(Terms):
     def worked(self, run_id: RunId, *, limit: int) -> Select[Any]:
         """Read partitions that are worked, first those that nobody wants cut and that have done least."""
         partition = self.partition.c
-        columns = ("number", "fence", "cursor", "until", "done", "rate", "chunk_seconds")
+        columns = ("number", "fence", "cursor", "until", "done", "rate", "chunk_size")
         return (
             select(*(partition[name] for name in columns))
             .where(*self._open_items(run_id), self.is_live())
