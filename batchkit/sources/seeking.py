@@ -35,9 +35,9 @@ def values_between(
     They lie between *first* and *last* and need not be there. Nothing is given where the type has no middles, or where
     the database has another order than its values do in Python.
     """
-    between = [*within, column >= first, column <= last]
-    ordered = select(column).where(*between).order_by(column)
-    some = list(connection.execute(ordered.limit(_SOME)).scalars())
+    # Each statement has one lower bound: of two, SQLite may begin at the other, and read up to where it should begin.
+    ordered = select(column).where(*within, column <= last).order_by(column)
+    some = list(connection.execute(ordered.where(column >= first).limit(_SOME)).scalars())
     is_by_node = bool(getattr(connection.dialect, "is_mariadb", False))
     places = places_of([first, last, *some], uuids_by_node=is_by_node)
     if places is None:

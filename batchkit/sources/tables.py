@@ -227,6 +227,9 @@ class _Walk:
     def ending_at(self, until: tuple[Any, ...]) -> _Walk:
         return _Walk(self.selected, self.keys, for_update=self.for_update, after=self.after, until=until)
 
+    def without_beginning(self) -> _Walk:
+        return _Walk(self.selected, self.keys, for_update=self.for_update, until=self.until)
+
     def starting_behind(self, after: tuple[Any, ...]) -> _Walk:
         return _Walk(self.selected, self.keys, for_update=self.for_update, after=after, until=self.until)
 
@@ -435,12 +438,26 @@ def _keys_within(walk: _Walk, connection: Connection, parts: int) -> list[tuple[
     wanted = _LOOKED_UP_PER_PART * parts
     values = values_between(connection, lead.compared, *bounds, within=within, wanted=wanted)
     values = values[::-1] if lead.descending else values
-    ordered = statements.keys_only.order_by(None).order_by(*(key.order for key in keys)).limit(1)
+    # From each value on, and not from the beginning as well: of two bounds, SQLite may take the wrong one.
+    base = walk.without_beginning().statements(connection).keys_only.where(*within)
+    ordered = base.order_by(None).order_by(*(key.order for key in keys)).limit(1)
     chosen = [values[len(values) * number // parts] for number in range(1, parts)] if len(values) >= parts else []
-    found = (connection.execute(ordered.where(lead.not_before(value))).one_or_none() for value in chosen)
+    cuts: list[tuple[Any, ...]] = []
+    for value in chosen:
+        row = connection.execute(ordered.where(lead.not_before(value))).one_or_none()
+        # A value need not be there, and the database may order them in another way than they were counted.
+        if row is not None and _has(walk, row, connection):
+            cuts.append(tuple(row))
+            walk = walk.starting_behind(cuts[-1])
     # Cuts, and not a sample: the last one stands for what comes behind it.
-    cuts = [tuple(row) for row in found if row is not None]
     return [*cuts, tuple(end)] if cuts else []
+
+
+def _has(walk: _Walk, key: Sequence[Any], connection: Connection) -> bool:
+    """Tell whether a walk has a row with this key, in the order of the database."""
+    statements = walk.statements(connection)
+    here = [each.compared == value for each, value in zip(statements.keys, _bound(statements.keys, key), strict=True)]
+    return connection.execute(statements.keys_only.where(*here).order_by(None).limit(1)).first() is not None
 
 
 def _last_key(statements: _Statements, connection: Connection) -> tuple[Any, ...] | None:

@@ -43,8 +43,13 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stealing, "_LEAST_SECONDS", 1e-6)
 
 
-numbers = Table("numbers", MetaData(), Column("id", Integer, primary_key=True))
-pairs = Table("pairs", MetaData(), Column("a", Integer, primary_key=True), Column("b", Integer, primary_key=True))
+numbers = Table("numbers", MetaData(), Column("id", Integer, primary_key=True, autoincrement=False))
+pairs = Table(
+    "pairs",
+    MetaData(),
+    Column("a", Integer, primary_key=True, autoincrement=False),
+    Column("b", Integer, primary_key=True, autoincrement=False),
+)
 named = Table("named", MetaData(), Column("name", String(20), primary_key=True), Column("number", Integer))
 moments = Table("moments", MetaData(), Column("at", DateTime, primary_key=True), Column("number", Integer))
 _ITEMS = 120
@@ -376,7 +381,7 @@ def test_workers_that_cut_each_others_ranges_all_the_time_do_each_item_once(
 
     def work(chunk: Chunk[Any]) -> None:
         if 0 <= _number(chunk[0]) < 30:
-            time.sleep(0.01)  # not to wait for anything: these items are more work than others
+            time.sleep(0.03)  # not to wait for anything: these items are more work than others
         _note(chunk)
 
     made = SOURCES[source](done, tmp_path)
