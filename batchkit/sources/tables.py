@@ -325,12 +325,18 @@ class _Rows(Generic[T]):
         return [cut[0] if len(self._walk.keys) == 1 else cut for cut in dict.fromkeys(cuts)]
 
     def weigh(self, session: Session) -> int:
-        """Count some of the rows; where there are more, take the planner's word for it, if there is one."""
+        """
+        Count the rows where the table has few in their range; else take the planner's word for it, if there is one.
+
+        A filter that lets few rows through would have all of them read to be counted.
+        """
         connection = session.connection()
         keys = self._walk.statements(connection).keys_only
-        counted = select(func.count()).select_from(keys.order_by(None).limit(_COUNTED).subquery())
-        number = int(connection.execute(counted).scalar_one())
-        return number if number < _COUNTED else max(number, _planned(connection, keys))
+        of_table = _without_filters(self._walk)
+        in_range = 0 if of_table is None else _counted(connection, of_table.statements(connection).keys_only)
+        if of_table is None or in_range == _COUNTED:
+            return max(in_range, _planned(connection, keys))
+        return _counted(connection, keys)
 
     def until(self, upper: Any) -> Source[T]:  # noqa: ANN401
         """Give the same rows without those behind *upper*."""
@@ -410,12 +416,22 @@ def _sampled_keys(walk: _Walk, connection: Connection, parts: int) -> list[tuple
     rows, is_whole = Sample(connection, own).take(min(max(_SAMPLE, _SAMPLES_PER_PART * parts), _LARGEST_SAMPLE))
     columns = [stored(table.c[name], connection.dialect.name) for name in names]
     found = _looked_up(walk, connection, columns, rows)
-    if len(found) < parts and not is_whole and all(key.column.table is table for key in walk.keys):
-        plain = _Walk(
-            select(*(key.column for key in walk.keys)), walk.keys, for_update=False, after=walk.after, until=walk.until
-        )
-        return _looked_up(plain, connection, columns, rows)
-    return found
+    plain = None if len(found) >= parts or is_whole else _without_filters(walk)
+    return found if plain is None else _looked_up(plain, connection, columns, rows)
+
+
+def _without_filters(walk: _Walk) -> _Walk | None:
+    """Give the rows of the table that has the key, in the same range; None where several tables have it."""
+    if any(key.column.table is not walk.keys[0].column.table for key in walk.keys):
+        return None
+    selected = select(*(key.column for key in walk.keys))
+    return _Walk(selected, walk.keys, for_update=False, after=walk.after, until=walk.until)
+
+
+def _counted(connection: Connection, keys: Select[Any]) -> int:
+    """Count rows, and no more of them than tells that they are many."""
+    counted = select(func.count()).select_from(keys.order_by(None).limit(_COUNTED).subquery())
+    return int(connection.execute(counted).scalar_one())
 
 
 def _keys_within(walk: _Walk, connection: Connection, parts: int) -> list[tuple[Any, ...]]:
