@@ -69,6 +69,18 @@ def measure(url: str, *, seconds: float) -> Measured:
         )
 
 
+def print_measured(url: str, *, seconds: float) -> None:
+    """Print it."""
+    found = measure(url, seconds=seconds)
+    print(
+        f"\n{_WORKERS} workers, one of {_WORKERS} partitions with {_SHARE_OF_FIRST:.0%} of {seconds:g} s of work (wanted: 1.30)"
+    )
+    print(
+        f"{found.database}: {found.took:.2f} s, at best {found.ideal:.2f} s: {found.ratio:.2f}; "
+        f"{found.partitions} partitions in the end"
+    )
+
+
 @contextmanager
 def _worker(url: str) -> Iterator[None]:
     worker = subprocess.Popen([sys.executable, "-m", "benchmarks.stealing", url], cwd=_ROOT)
