@@ -194,6 +194,8 @@ class Partition:
     in_doubt: int = 0
     #: the cursor of its last item; None where it goes on to the end
     until: object = None
+    #: the number of the partition whose range it was cut from while that was worked
+    cut_from: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +315,8 @@ class Standing:
 
     state: RunState
     requested: Request | None
+    #: into how many ranges more the partition is to be cut, for workers that find nothing else of the run
+    cuts_wanted: int = 0
 
     @property
     def goes_on(self) -> bool:

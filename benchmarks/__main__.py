@@ -12,7 +12,7 @@ from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import growth, hooks, queues, safety
+from benchmarks import growth, hooks, queues, safety, stealing
 from benchmarks.sizes import print_sizes
 from tests.servers.postgres import PostgresServer
 
@@ -38,6 +38,7 @@ def main() -> None:
         if not quick:
             print_growth(urls)
         print_hooks(server.create_database("hooks"), chunks=300 if quick else 3000)
+        stealing.print_measured(server.create_database("stealing"), seconds=12.0 if quick else 60.0)
     print_queues(chunks=100 if quick else 1000)
     print_sizes()
     print_import()

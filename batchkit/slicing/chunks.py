@@ -22,6 +22,10 @@ class ChunkWork:
         self._trials = trials
         self._items = items
 
+    def close(self) -> None:
+        """Let go of what was read ahead."""
+        self._items.close()
+
     def next(self) -> Standing | None:
         """
         Commit the next chunk, or move past the next item that fails, once it is found; None where none is left.

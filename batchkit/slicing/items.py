@@ -37,6 +37,8 @@ class Reading:
     source: Source[Any]
     cursors: Cursors
     params: dict[str, object]
+    #: the source without the end that the partition has
+    whole: Source[Any]
 
     def place_of(self, cursor: object) -> str:
         """Give the place of an item in the job's own source, as JSON text."""

@@ -19,10 +19,11 @@ from batchkit.slicing import endings
 from batchkit.slicing.chunks import ChunkWork
 from batchkit.slicing.course import Course
 from batchkit.slicing.finishing import finish
-from batchkit.slicing.items import Items
+from batchkit.slicing.items import Items, Reading
 from batchkit.slicing.once import OnceWork
 from batchkit.slicing.outcome import Declined, Ending, Outcome, Stopped, Surroundings
 from batchkit.slicing.preparing import Preparation
+from batchkit.slicing.stealing import Stealing
 from batchkit.slicing.steps import StepWork
 from batchkit.slicing.trials import Trials
 from batchkit.states import PartitionKind
@@ -64,6 +65,10 @@ class _Work(Protocol):
         """Commit the next chunk; None where there is none."""
         ...
 
+    def close(self) -> None:
+        """Let go of what is kept from one chunk for the next; another `next` does without it."""
+        ...
+
 
 class _Slice:
     def __init__(self, course: Course) -> None:
@@ -95,24 +100,41 @@ class _Slice:
         reading = Preparation(course, trials).prepare()
         if reading is None:
             return endings.exhaust(course)
-        if course.lease.partitions > 1:
-            course.quietly(lambda: course.around.share(course.lease.run_id))
         if course.job.is_resumable:
-            with closing(StepWork(course, trials, reading.params)) as steps:
-                return self._work_chunks(steps)
-        with closing(Items(course, trials, reading)) as items:
-            is_at_most_once = course.lease.delivery == AT_MOST_ONCE
-            return self._work_chunks((OnceWork if is_at_most_once else ChunkWork)(course, trials, items))
+            return self._work_chunks(StepWork(course, trials, reading.params))
+        if course.lease.partitions == 1:
+            return self._work_chunks(self._way(reading))
+        course.quietly(lambda: course.around.share(course.lease.run_id))
+        stealing = Stealing(course, trials, reading)
+        stealing.want_cuts()
+        return self._work_chunks(self._way(reading), stealing)
 
-    def _work_chunks(self, work: _Work) -> Outcome:
-        while True:
-            standing = work.next()
-            if standing is None:
-                return endings.exhaust(self._course)
-            if not standing.goes_on:
-                return endings.yield_to(self._course, standing)
-            if self._course.deadline.has_passed:
-                return endings.interrupt(self._course, "its slice time is over")
+    def _way(self, reading: Reading) -> _Work:
+        items = Items(self._course, self._trials, reading)
+        is_at_most_once = self._course.lease.delivery == AT_MOST_ONCE
+        return (OnceWork if is_at_most_once else ChunkWork)(self._course, self._trials, items)
+
+    def _work_chunks(self, work: _Work, stealing: Stealing | None = None) -> Outcome:
+        try:
+            while True:
+                standing = work.next()
+                if standing is None:
+                    outcome = endings.exhaust(self._course)
+                    if stealing is not None:
+                        stealing.want_cuts()
+                    return outcome
+                if not standing.goes_on:
+                    return endings.yield_to(self._course, standing)
+                # Before the slice may end: where each chunk takes as long as a slice, there is no other moment.
+                if stealing is not None and standing.cuts_wanted:
+                    # What was read ahead may lie behind the cut.
+                    work.close()
+                    if stealing.cut(standing.cuts_wanted):
+                        work = self._way(stealing.reading)
+                if self._course.deadline.has_passed:
+                    return endings.interrupt(self._course, "its slice time is over")
+        finally:
+            work.close()
 
     def _end_after(self, error: Exception) -> Outcome:
         """Give the partition back as *error* asks for; whatever goes wrong with that is for the lease to settle."""

@@ -88,7 +88,8 @@ class Splittable(Protocol[T_co]):
     """
     A source that can be cut into ranges, which as many workers read at the same time.
 
-    It is asked once, when a run is planned, and after `until` and `behind` have taken away what the run does not have.
+    It is asked when a run is planned, after `until` and `behind` have taken away what the run does not have. One that
+    has `behind` is also asked while the run is worked, for what a range still has.
     """
 
     def split(self, parts: int, session: Session) -> Sequence[Any]:
@@ -106,6 +107,19 @@ class Splittable(Protocol[T_co]):
 
     def until(self, upper: Any) -> Source[T_co]:  # noqa: ANN401
         """Give the same source without the items behind *upper*, one of the cursors that `split` gave."""
+        ...
+
+
+@runtime_checkable
+class Weighed(Protocol):
+    """A source that can say in a moment about how much there is of it, so that the largest range is what is cut."""
+
+    def weigh(self, session: Session) -> int:
+        """
+        Give about how many items there are, or 0 where it could not be cut in a moment.
+
+        It is asked often, and after `until` and `behind` have left a range: it must not read all of that.
+        """
         ...
 
 

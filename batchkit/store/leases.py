@@ -14,6 +14,7 @@ from batchkit.errors import LeaseLost
 from batchkit.model import Checkpoint, Lease, Plan, Position, Range, RunError, RunId, Standing
 from batchkit.states import WORKABLE, PartitionKind, PartitionState, Request, RunState
 from batchkit.store.database import Ahead, Database, HeldConnection, Rendered
+from batchkit.store.ordering import in_order
 from batchkit.store.pipelining import Numbered
 from batchkit.store.runs import Runs
 from batchkit.store.statements import Statements
@@ -210,8 +211,9 @@ class Leases:
         )
         if row is None:
             raise _lost(lease)
-        state, requested = row[:2]
-        return lease.moved(checkpoint), Standing(RunState(state), None if requested is None else Request(requested))
+        state, requested, cuts_wanted = row[:3]
+        standing = Standing(RunState(state), None if requested is None else Request(requested), int(cuts_wanted))
+        return lease.moved(checkpoint), standing
 
     def _move_on(self, held: HeldConnection, ahead: Ahead | None, values: dict[str, object]) -> Any:  # noqa: ANN401  a row of the driver's
         if ahead is not None and self._checkpoint_or_error is not None and held.commits_ahead:
@@ -220,7 +222,7 @@ class Leases:
             return held.execute(self._checkpoint, values)
         if held.update(self._checkpoint, values) != 1:
             return None
-        return held.execute(self._standing, {"run_id": values["run_id"]})
+        return held.execute(self._standing, {"run_id": values["run_id"], "number_": values["number_"]})
 
     def _locked_at(self, held: HeldConnection) -> str | None:
         if not self._database.dialect.has_one_writer:
@@ -339,8 +341,16 @@ class Leases:
         return None
 
     def carries(self, tx: Connection, lease: Lease) -> list[tuple[str, int, int, int]]:
-        """Read what each partition of items carries, and how many items were done, failed and left in doubt."""
-        return [tuple(row) for row in tx.execute(self._statements.read_carries(lease.run_id))]
+        """
+        Read what each partition of items carries, and how many items were done, failed and left in doubt.
+
+        They come in the order of their items.
+        """
+        rows = tx.execute(self._statements.read_carries(lease.run_id)).mappings().all()
+        return [
+            (row["carry"], row["done"], row["failed"], row["in_doubt"])
+            for row in in_order(rows, place=lambda row: (row["number"], row["cut_from"]))
+        ]
 
     def _chunk_seconds(self, tx: Connection, job: str, before: RowMapping | None) -> float | None:
         if before is not None and before["chunk_seconds"] is not None:

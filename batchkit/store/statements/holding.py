@@ -73,6 +73,7 @@ class Holding(Terms):
         return self.checkpoint(one_writer=one_writer).returning(
             select(run.state).where(run.id == this_run).scalar_subquery().label("state"),
             select(run.requested).where(run.id == this_run).scalar_subquery().label("requested"),
+            self.partition.c.cuts_wanted,
         )
 
     def checkpoint_or_error(self) -> Executable:
@@ -84,12 +85,18 @@ class Holding(Terms):
         moved = self.checkpoint_with_standing(one_writer=False).cte("moved")
         is_moved = select(func.count()).select_from(moved).scalar_subquery()
         return select(
-            select(moved.c.state).scalar_subquery(), select(moved.c.requested).scalar_subquery(), literal(1) // is_moved
+            *(select(moved.c[name]).scalar_subquery() for name in ("state", "requested", "cuts_wanted")),
+            literal(1) // is_moved,
         )
 
     def standing(self) -> Select[Any]:
         """Read how a run stands, where the checkpoint cannot bring it back; as it is committed, and without a lock."""
-        return select(self.run.c.state, self.run.c.requested).where(self.run.c.id == bindparam("run_id", type_=String))
+        run, partition = self.run.c, self.partition.c
+        return (
+            select(run.state, run.requested, partition.cuts_wanted)
+            .join(self.partition, partition.run_id == run.id)
+            .where(run.id == bindparam("run_id", type_=String), partition.number == bindparam("number_", type_=Integer))
+        )
 
     def renew(self, lease: Lease) -> Executable:
         """Push the end of a live lease forward, never backwards."""
