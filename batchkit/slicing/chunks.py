@@ -84,7 +84,7 @@ class ChunkWork:
                 course.lease,
                 checkpoint,
                 goes_on=course.goes_on_at_once,
-                read=items.reading_ahead(course.lease.moved(checkpoint)),
+                read=items.reading_ahead(checkpoint),
             )
             with self._trials.blaming_items(read):
                 transaction.commit()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, cast
@@ -58,7 +58,10 @@ class Items:
         # Asked once a slice, since a check against a protocol takes long.
         self._prefetching = reading.source if isinstance(reading.source, Prefetching) else None
         self._watched = reading.source if isinstance(reading.source, Watched) else None
-        self._reads_at_once = isinstance(reading.source, ReadAtOnce)
+        self._at_once = reading.source if isinstance(reading.source, ReadAtOnce) else None
+        is_plain = course.around.sessions.are_plain and self._at_once is not None and self._at_once.reads_columns
+        #: where the source is read without a session, which many functions do not need
+        self._by_connection = self._at_once if is_plain else None
         #: what was read with the COMMIT of the chunk before
         self._ahead: tuple[ChunkTransaction, Read] | None = None
         #: how long the last read took
@@ -105,15 +108,17 @@ class Items:
             if course.around.stop.requested:
                 raise Stopped
 
-    def reading_ahead(self, lease: Lease) -> Callable[[], bool] | None:
+    def reading_ahead(self, checkpoint: Checkpoint) -> Callable[[], bool] | None:
         """
-        Give what reads the items behind the cursor of *lease*, to be kept for the next `begin`; None where it may not.
+        Give what reads the items behind *checkpoint*, to be kept for the next `begin`; None where that is of no use.
 
         It is called once the chunk before is worked and before it is committed, so nothing may be against going on.
         """
-        is_quick = self._read_seconds < _QUICK_SECONDS
-        if not (self._reads_at_once and is_quick) or lease.suspicion is not None:
+        course = self._course
+        is_worth_while = course.held.is_far and self._read_seconds < _QUICK_SECONDS
+        if self._at_once is None or not is_worth_while or course.lease.suspicion is not None:
             return None
+        lease = course.lease.moved(checkpoint)
 
         def read() -> bool:
             transaction = self._course.open()
@@ -144,9 +149,14 @@ class Items:
     def _read(self, transaction: ChunkTransaction, lease: Lease) -> Read:
         reading = self._reading
         after = reading.cursors.read(lease.cursor)
-        limit, session = self._course.isolation.limit, transaction.session
+        limit, source = self._course.isolation.limit, self._by_connection
         began = time.perf_counter()
-        pairs = read_items(reading.source, after, limit=limit, session=session, lease=lease)
+        pairs: Sequence[tuple[Any, Any]]
+        if source is None:
+            pairs = read_items(reading.source, after, limit=limit, session=transaction.session, lease=lease)
+        else:
+            limit = limit if lease.left is None else min(limit, lease.left)
+            pairs = source.read_by(after, limit, transaction.connection) if limit > 0 else []
         self._read_seconds = time.perf_counter() - began
         return Read(pairs, reading.cursors, lease)
 

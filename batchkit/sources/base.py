@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 from batchkit.values import Json
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
     from sqlalchemy.orm import Session
 
 T_co = TypeVar("T_co", covariant=True)
@@ -164,11 +165,17 @@ class ReadAtOnce(Protocol):
     """
     A source of our own that reads a chunk by one statement, and loads what belongs to its rows after that.
 
-    Its read may be sent together with the COMMIT of the chunk before. It goes through the session and nothing else.
+    Its read may be sent together with the COMMIT of the chunk before. It goes through the session and nothing else, or,
+    where it reads columns and not objects, through a connection.
     """
 
-    def reads_at_once(self) -> None:
-        """Say so, by being there."""
+    @property
+    def reads_columns(self) -> bool:
+        """Whether `read_by` gives the same as `read`."""
+        ...
+
+    def read_by(self, after: Any, limit: int, connection: Connection) -> Sequence[tuple[Any, Any]]:  # noqa: ANN401
+        """Read as `read` does, without a session."""
         ...
 
 

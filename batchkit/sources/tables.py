@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
@@ -268,16 +268,33 @@ class _Rows(Generic[T]):
 
     def read(self, after: Any, limit: int, session: Session) -> Sequence[tuple[T, Any]]:  # noqa: ANN401
         """Give the rows behind *after*; one more is read where only the rows themselves can show that keys repeat."""
+        bind = session.get_bind(clause=self._walk.selected)
+        if self.reads_columns and isinstance(bind, Connection):
+            return self.read_by(after, limit, bind)
+        return self._read(after, limit, bind, session.execute)
+
+    @property
+    def reads_columns(self) -> bool:
+        """Whether it reads columns, to which the ORM has nothing to add; and that takes its time."""
+        return not self._walk.is_orm
+
+    def read_by(self, after: Any, limit: int, connection: Connection) -> Sequence[tuple[T, Any]]:  # noqa: ANN401
+        """Give the columns that `read` gives, without a session."""
+        return self._read(after, limit, connection, connection.execute)
+
+    def _read(
+        self, after: object, limit: int, bind: Engine | Connection, execute: Callable[..., Result[Any]]
+    ) -> Sequence[tuple[T, Any]]:
         walk = self._walk
         extra = 0 if walk.is_provably_unique else 1
         values: dict[str, Any] = {_LIMIT: limit + extra}
-        statements = walk.statements(session.get_bind(clause=walk.selected))
+        statements = walk.statements(bind)
         if after is None:
             statement = statements.first
         else:
             statement = statements.next
             values.update(zip(statements.names, _parts(after, walk.keys), strict=True))
-        items, found = self._fetch(statement, values, session)
+        items, found = self._fetch(statement, values, execute)
         pairs = self._pairs(items, found, statements.positions)
         if extra:
             _check_neighbours(walk.keys, [cursor for _, cursor in pairs])
@@ -286,9 +303,6 @@ class _Rows(Generic[T]):
             last = pairs[-1][0]
             self._last = (last, {name: last.__dict__[name] for name in walk.attributes if name in last.__dict__})
         return pairs
-
-    def reads_at_once(self) -> None:
-        """Say that a chunk is read by one statement."""
 
     def moved(self) -> str | None:
         """Name the part of the key that is not what it was in the object that was read last, if one is."""
@@ -354,16 +368,11 @@ class _Rows(Generic[T]):
         }
 
     def _fetch(
-        self, statement: Select[Any], values: dict[str, Any], session: Session
+        self, statement: Select[Any], values: dict[str, Any], execute: Callable[..., Result[Any]]
     ) -> tuple[Sequence[Any], Sequence[Row[Any]]]:
         """Give the items, which are what the select asks for, and the rows, which have the key as well."""
         walk = self._walk
-        bind = session.get_bind(clause=walk.selected)
-        if not walk.is_orm and isinstance(bind, Connection):
-            # The ORM has nothing to add to plain columns, and takes its time.
-            result: Result[Any] = bind.execute(statement, values)
-        else:
-            result = session.execute(statement, values)
+        result = execute(statement, values)
         if self._needs_unique:
             result = result.unique()
         elif walk.width > 1 and len(result.keys()) > walk.width:
@@ -376,7 +385,7 @@ class _Rows(Generic[T]):
                 raise
             # Collections are loaded by a join, so that a row comes once for each member.
             self._needs_unique = True
-            return self._fetch(statement, values, session)
+            return self._fetch(statement, values, execute)
         return ([row[0] for row in found] if walk.width == 1 else found), found
 
     def _pairs(
