@@ -10,8 +10,8 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-_FOLDER = ROOT / ".venv-peers"
+_ROOT = Path(__file__).resolve().parents[2]
+_FOLDER = _ROOT / ".venv-peers"
 _PYTHON = _FOLDER / "bin" / "python"
 _STAMP = _FOLDER / "made-for.txt"
 _REQUIREMENTS = Path(__file__).with_name("requirements.txt")
@@ -30,7 +30,7 @@ def make() -> Path:
     print("Making .venv-peers with the systems to measure against (needs the package index; about half a minute)")
     shutil.rmtree(_FOLDER, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", str(_FOLDER)], check=True)
-    _install("--editable", f"{ROOT}[postgres,celery,rq]")
+    _install("--editable", f"{_ROOT}[postgres,celery,rq]")
     if not _install_all():
         # One that cannot be had must not keep the others out: its rows will say so.
         for line in _REQUIREMENTS.read_text().splitlines():
@@ -40,17 +40,17 @@ def make() -> Path:
     return _PYTHON
 
 
-def versions(packages: Collection[str]) -> dict[str, str | None]:
+def versions(python: Path, packages: Collection[str]) -> dict[str, str | None]:
     """Give the versions that are there, None for a package that is not."""
-    said = subprocess.check_output([str(_PYTHON), "-c", _VERSIONS, *packages], text=True)
+    said = subprocess.check_output([str(python), "-c", _VERSIONS, *packages], text=True)
     found: dict[str, str | None] = json.loads(said)
     return found
 
 
 def _wanted() -> str:
-    made_from = (_REQUIREMENTS, ROOT / "pyproject.toml")
+    made_from = (_REQUIREMENTS, _ROOT / "pyproject.toml")
     digest = hashlib.sha256(b"".join(each.read_bytes() for each in made_from)).hexdigest()
-    return f"{sys.version} {ROOT} {digest}\n"
+    return f"{sys.version} {_ROOT} {digest}\n"
 
 
 def _install_all() -> bool:

@@ -49,12 +49,11 @@ class Killed:
 
 def print_kills(peers: Sequence[Peer]) -> None:
     """Kill the worker of each system in both moments, start it again, and print what came of it."""
-    environment.make()
     # What was called in place ends with its process; whoever goes on with it is a worker, and those have their lines.
     peers = [each for each in peers if not each.in_place]
-    with servers() as at:
+    with servers(environment.make()) as at:
         print(f"\nkill -9 of every process of the worker, which is then started again ({machine(at)})\n")
-        print_versions(peers)
+        print_versions(at, peers)
         found: dict[tuple[str, str], Killed | str] = {}
         # One after the other until the worker is started again, so that this is not slow; then all wait at once.
         turn = threading.Lock()
@@ -83,8 +82,7 @@ def kill(at: Servers, peer: Peer, moment: str, turn: threading.Lock) -> Killed:
             starter = scene.starter()
             scene.workers()
             scene.begin(starter, _WORK)
-            while scene.done() < _WORK.items * _DONE_BEFORE:
-                time.sleep(_POLL_SECONDS)
+            scene.wait_done(int(_WORK.items * _DONE_BEFORE))
             scene.kill()
             killed_at = scene.now()
             scene.restart()
@@ -114,7 +112,7 @@ def _wait(scene: Scene, killed_at: float) -> Killed:
 
 def _tried(at: Servers, peer: Peer, moment: str, turn: threading.Lock) -> Killed | str:
     try:
-        return missing(peer) or kill(at, peer, moment, turn)
+        return missing(at, peer) or kill(at, peer, moment, turn)
     except FAILURES as error:
         print(f"{peer.label}: {error}", file=sys.stderr)
         return f"failed: {str(error).splitlines()[0]}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _HERE = "benchmarks.peers.apps"
+_BATCHKIT = f"{_HERE}.batchkit_app"
+_LOCAL, _ON_CELERY, _ON_RQ = ((("BENCH_QUEUE", name),) for name in ("local", "celery", "rq"))
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Peer:
         in_place: whether the call that starts the work does it, and returns after that.
         has_callback: whether something is done after the last chunk, which the time includes.
         workers: how many chunks may be worked at the same time.
+        env: what the environment says besides.
         share: of the chunks of others, for one that takes long.
     """
 
@@ -40,20 +43,21 @@ class Peer:
     in_place: bool = False
     workers: int = 1
     share: float = 1.0
+    env: tuple[tuple[str, str], ...] = ()
 
 
-def _celery(app: str, *, processes: int = 1) -> tuple[str, ...]:
-    return ("celery", "-A", f"{_HERE}.{app}:app", "worker", "-c", str(processes))
+def _celery(app: str) -> tuple[str, ...]:
+    return ("celery", "-A", app, "worker", "--concurrency", "1")
 
 
 def _local(*, processes: int = 1) -> tuple[str, ...]:
-    return ("batchkit", "-A", f"{_HERE}.batchkit_local:kit", "work", "--processes", str(processes))
+    return ("batchkit", "-A", f"{_BATCHKIT}:kit", "work", "--processes", str(processes))
 
 
 #: Followed by the address of the broker, which RQ takes from nowhere else.
 _RQ = ("rq.cli", "worker", "--url", "{redis}")
 _RQ_SIMPLE = (*_RQ, "--worker-class", "rq.SimpleWorker")
-_SUPERVISE = ("batchkit", "-A", f"{_HERE}.batchkit_rq:kit", "supervise")
+_SUPERVISE = ("batchkit", "-A", f"{_BATCHKIT}:kit", "supervise")
 _OURS = "rows, cursor and counters in one commit"
 _EARLY = "the message, until a worker takes it; then nothing"
 
@@ -62,49 +66,54 @@ LIMIT = Peer("hand-written loop", f"{_HERE}.loop", "start", ("sqlalchemy", "psyc
 PEERS = (
     Peer(
         "batchkit, called in place",
-        f"{_HERE}.batchkit_local",
+        _BATCHKIT,
         "call",
         ("batchkit-jobs",),
         _OURS,
         is_ours=True,
+        env=_LOCAL,
         in_place=True,
     ),
     Peer(
         "batchkit, built-in queue",
-        f"{_HERE}.batchkit_local",
+        _BATCHKIT,
         "start",
         ("batchkit-jobs",),
         _OURS,
         worker=_local(),
         is_ours=True,
+        env=_LOCAL,
     ),
     Peer(
         "batchkit on Celery",
-        f"{_HERE}.batchkit_celery",
+        _BATCHKIT,
         "start",
         ("batchkit-jobs", "celery"),
         _OURS,
-        worker=_celery("batchkit_celery"),
+        worker=_celery(f"{_BATCHKIT}:celery"),
         is_ours=True,
+        env=_ON_CELERY,
     ),
     Peer(
         "batchkit on RQ",
-        f"{_HERE}.batchkit_rq",
+        _BATCHKIT,
         "start",
         ("batchkit-jobs", "rq"),
         _OURS,
         worker=_RQ,
         beside=_SUPERVISE,
         is_ours=True,
+        env=_ON_RQ,
     ),
     Peer(
         "batchkit, 2 partitions on 2 workers",
-        f"{_HERE}.batchkit_local",
+        _BATCHKIT,
         "start_in_two",
         ("batchkit-jobs",),
         _OURS,
         worker=_local(processes=2),
         is_ours=True,
+        env=_LOCAL,
         workers=2,
     ),
     Peer(
@@ -113,7 +122,7 @@ PEERS = (
         "start_group",
         ("celery", "kombu", "redis"),
         _EARLY,
-        worker=_celery("celery_app"),
+        worker=_celery(f"{_HERE}.celery_app:app"),
     ),
     Peer(
         "Celery group, acks_late",
@@ -121,7 +130,7 @@ PEERS = (
         "start_late",
         ("celery", "kombu", "redis"),
         "the message, until after the rows' commit; sent again after visibility_timeout (1 h)",
-        worker=_celery("celery_app"),
+        worker=_celery(f"{_HERE}.celery_app:app"),
         is_durable=True,
     ),
     Peer(
@@ -130,7 +139,7 @@ PEERS = (
         "start_chord",
         ("celery", "kombu", "redis"),
         _EARLY,
-        worker=_celery("celery_app"),
+        worker=_celery(f"{_HERE}.celery_app:app"),
         has_callback=True,
     ),
     Peer(
@@ -139,7 +148,7 @@ PEERS = (
         "start_chunks",
         ("celery", "kombu", "redis"),
         _EARLY,
-        worker=_celery("celery_app"),
+        worker=_celery(f"{_HERE}.celery_app:app"),
     ),
     Peer(
         "RQ Worker (forks)",

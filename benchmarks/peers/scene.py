@@ -6,11 +6,12 @@ import itertools
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +20,16 @@ from typing import Any
 import psycopg
 from redis import Redis
 
-from benchmarks.peers import environment, rows
+from benchmarks.peers import rows
 from benchmarks.peers.roster import Peer
 from benchmarks.peers.rows import Work
 from tests.queues.workers import QueueWorker
 from tests.servers.postgres import PostgresServer
 from tests.servers.redis import RedisServer
 
+_ROOT = Path(__file__).resolve().parents[2]
 _POLL_SECONDS = 0.05
+_SETTLE_SECONDS = 0.3
 _START_SECONDS = 60.0
 _STALL_SECONDS = 60.0
 _numbers = itertools.count()
@@ -57,22 +60,19 @@ class Servers:
     postgres: PostgresServer
     redis: RedisServer
     folder: Path
+    python: Path
 
 
 @contextmanager
-def servers() -> Iterator[Servers]:
-    """Start a PostgreSQL that syncs its commits to the disk, as those of others do, and a Redis."""
+def servers(python: Path) -> Iterator[Servers]:
+    """Start a PostgreSQL whose commits are on a disk, as those of others are, and a Redis."""
     with (
         tempfile.TemporaryDirectory(prefix="batchkit-peers-") as folder,
-        closing(PostgresServer()) as postgres,
+        closing(PostgresServer(as_in_production=True)) as postgres,
         closing(RedisServer()) as redis,
     ):
         postgres.start()
-        with postgres.connect() as connection:
-            for setting in ("fsync = on", "shared_buffers = '128MB'", "max_wal_size = '2GB'"):
-                connection.execute(f"ALTER SYSTEM SET {setting}".encode())
-        postgres.restart(immediate=False)
-        yield Servers(postgres, redis, Path(folder))
+        yield Servers(postgres, redis, Path(folder), python)
 
 
 class Scene:
@@ -85,7 +85,7 @@ class Scene:
         self._name = f"peer{self._number}"
         url = servers.postgres.create_database(self._name)
         self.redis_url = servers.redis.url(self._number % 512)
-        self._env = {**os.environ, **(env or {}), rows.DATABASE: url, rows.REDIS: self.redis_url}
+        self._env = {**os.environ, **dict(peer.env), **(env or {}), rows.DATABASE: url, rows.REDIS: self.redis_url}
         self._starters: list[_Starter] = []
         self._workers: list[QueueWorker] = []
         self._beside: list[QueueWorker] = []
@@ -98,7 +98,7 @@ class Scene:
 
     def starter(self, *, prepare: bool = True) -> _Starter:
         """Start what starts the work; a system without workers works in it."""
-        made = _Starter(self._peer.app, self._env, self._log("starter"))
+        made = _Starter(self._servers.python, self._peer.app, self._env, self._log("starter"))
         self._starters.append(made)
         made.answer()
         if prepare:
@@ -174,18 +174,25 @@ class Scene:
 
     def wait_all(self, work: Work) -> None:
         """Wait until all rows are done."""
-        # To look at the last row takes no time, to look at all of them does.
-        last_moved, seen = time.monotonic(), -1
-        while not self.all_done(work):
+        self._wait(lambda: self.all_done(work))
+
+    def wait_done(self, number: int) -> None:
+        """Wait until so many rows are done."""
+        self._wait(lambda: self.done() >= number)
+
+    def _wait(self, condition: Callable[[], bool]) -> None:
+        moved_at, seen = time.monotonic(), -1
+        while not condition():
             time.sleep(_POLL_SECONDS)
-            if time.monotonic() - last_moved > _STALL_SECONDS:
+            if time.monotonic() - moved_at > _STALL_SECONDS:
                 now = self.done()
                 if now == seen:
-                    raise Stalled(f"{self._peer.label}: {now} of {self._rows(work)} rows are done\n{self.logs()}")
-                last_moved, seen = time.monotonic(), now
+                    raise Stalled(f"{self._peer.label}: no more than {now} rows are done\n{self.logs()}")
+                moved_at, seen = time.monotonic(), now
 
     def all_done(self, work: Work) -> bool:
         """Tell whether all rows are done, that of the callback too."""
+        # To look at the last row takes no time, to look at all of them does.
         return self._is_done(work.items) and self.done() == self._rows(work)
 
     def now(self) -> float:
@@ -249,12 +256,12 @@ class Scene:
         self.connection.execute(statement.encode())
 
     def _program(self, arguments: tuple[str, ...]) -> QueueWorker:
-        command = [str(environment.make()), "-m", *(each.format(redis=self.redis_url) for each in arguments)]
+        command = _guarded(self._servers.python, *(each.format(redis=self.redis_url) for each in arguments))
 
         def start(output: int) -> subprocess.Popen[bytes]:
             return subprocess.Popen(
                 command,
-                cwd=environment.ROOT,
+                cwd=_ROOT,
                 env=self._env,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -271,16 +278,42 @@ class Scene:
         return path
 
 
+class Warm:
+    """A system whose processes run, to be given work again and again."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        self._starter = scene.starter()
+        scene.workers()
+
+    def run(self, work: Work) -> Timed:
+        """Have new rows worked."""
+        self._scene.fill(work)
+        # What is settled after the last commit of the run before is not in the figure of this one.
+        time.sleep(_SETTLE_SECONDS)
+        return self._scene.run(self._starter, work)
+
+
+@contextmanager
+def warm(at: Servers, peer: Peer, *, env: Mapping[str, str] | None = None) -> Iterator[Warm]:
+    """Start a system, and end it."""
+    scene = Scene(at, peer, env=env)
+    try:
+        yield Warm(scene)
+    finally:
+        scene.close()
+
+
 class _Starter:
     """The process that starts work when it is told to."""
 
-    def __init__(self, app: str, env: Mapping[str, str], log: Path) -> None:
+    def __init__(self, python: Path, app: str, env: Mapping[str, str], log: Path) -> None:
         self._app = app
         self._log = log
         with log.open("ab") as stream:
             self.process = subprocess.Popen(
-                [str(environment.make()), "-m", "benchmarks.peers.starter", app],
-                cwd=environment.ROOT,
+                _guarded(python, "benchmarks.peers.starter", app),
+                cwd=_ROOT,
                 env=env,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -319,3 +352,9 @@ class _Starter:
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
                 stream.close()
+
+
+def _guarded(python: Path, *arguments: str) -> list[str]:
+    """Give the command of a module that is killed when this process is gone."""
+    guard = shutil.which("setpriv")
+    return [*([guard, "--pdeathsig", "KILL", "--"] if guard else []), str(python), "-m", *arguments]

@@ -8,19 +8,17 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.peers import environment
 from benchmarks.peers.roster import LIMIT, Peer
 from benchmarks.peers.rows import Work
-from benchmarks.peers.scene import FAILURES, Scene, Servers, Timed, servers
+from benchmarks.peers.scene import FAILURES, Scene, Servers, Warm, servers, warm
 from benchmarks.tables import print_table
 
 _WARM_UP = 20
 _STORED_WORK = Work(1000, 5)
-_SETTLE_SECONDS = 0.3
 _WANTED = 0.25
 
 
@@ -73,21 +71,20 @@ Results = dict[str, dict[int, Found]]
 
 def print_peers(peers: Sequence[Peer], *, works: Sequence[Work], rounds: int) -> None:
     """Measure all, in rounds in which they come in another order each time, and print the tables."""
-    environment.make()
     found: Results = {each.label: {work.size: Found() for work in works} for each in peers}
     failed: dict[str, str] = {}
     stored: dict[str, Stored] = {}
-    with servers() as at, _warm(at, LIMIT) as limit:
+    with servers(environment.make()) as at, warm(at, LIMIT) as limit:
         print(f"\nSystems on the same rows ({machine(at)})\n")
-        print_versions(peers)
+        print_versions(at, peers)
         dice = random.Random(6)
         for _ in range(rounds):
             for peer in dice.sample(list(peers), len(peers)):
                 if peer.label not in failed:
-                    _try(peer, failed, functools.partial(_round, limit, at, peer, works, found[peer.label]))
+                    _try(at, peer, failed, functools.partial(_round, limit, at, peer, works, found[peer.label]))
         for peer in peers:
             if peer.label not in failed:
-                _try(peer, failed, functools.partial(_store, at, peer, stored))
+                _try(at, peer, failed, functools.partial(_store, at, peer, stored))
         load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
     for work in works:
         print(f"\n{work.size} rows to a chunk, {work.chunks} chunks, {rounds} rounds; load {load}\n")
@@ -97,10 +94,10 @@ def print_peers(peers: Sequence[Peer], *, works: Sequence[Work], rounds: int) ->
     _print_stored(peers, stored, failed)
 
 
-def print_versions(peers: Sequence[Peer]) -> None:
+def print_versions(at: Servers, peers: Sequence[Peer]) -> None:
     """Print what is measured."""
     names = sorted({name for each in (*peers, LIMIT) for name in each.packages})
-    found = environment.versions(names)
+    found = environment.versions(at.python, names)
     print(", ".join(f"{name} {version or 'NOT INSTALLED'}" for name, version in found.items()))
 
 
@@ -137,52 +134,27 @@ def _store(at: Servers, peer: Peer, stored: dict[str, Stored]) -> None:
     stored[peer.label] = store(at, peer)
 
 
-def missing(peer: Peer) -> str | None:
+def missing(at: Servers, peer: Peer) -> str | None:
     """Say which package of a system is not there."""
-    found = environment.versions(peer.packages)
+    found = environment.versions(at.python, peer.packages)
     return next((f"{name} is not installed" for name in peer.packages if not found[name]), None)
 
 
-def _round(limit: _Warm, at: Servers, peer: Peer, works: Sequence[Work], found: dict[int, Found]) -> None:
+def _round(limit: Warm, at: Servers, peer: Peer, works: Sequence[Work], found: dict[int, Found]) -> None:
     """Start a system, and measure it right after the loop, with each size of chunk."""
-    with _warm(at, peer) as warm:
+    with warm(at, peer) as system:
         for work in works:
             scaled = Work(max(_WARM_UP, int(work.chunks * peer.share)), work.size)
-            warm.run(Work(_WARM_UP, work.size))
-            loop, ours = limit.run(scaled), warm.run(scaled)
+            system.run(Work(_WARM_UP, work.size))
+            loop, ours = limit.run(scaled), system.run(scaled)
             each = 1000 / scaled.chunks
             pair = Pair(loop.total * each, ours.total * each, ours.between * 1000 / (scaled.chunks - 1), ours.first)
             found[work.size].pairs.append(pair)
 
 
-class _Warm:
-    """A system whose processes run."""
-
-    def __init__(self, scene: Scene) -> None:
-        self._scene = scene
-        self._starter = scene.starter()
-        scene.workers()
-
-    def run(self, work: Work) -> Timed:
-        """Have new rows worked."""
-        self._scene.fill(work)
-        # What is settled after the last commit of the run before is not in the figure of this one.
-        time.sleep(_SETTLE_SECONDS)
-        return self._scene.run(self._starter, work)
-
-
-@contextmanager
-def _warm(at: Servers, peer: Peer) -> Iterator[_Warm]:
-    scene = Scene(at, peer)
-    try:
-        yield _Warm(scene)
-    finally:
-        scene.close()
-
-
-def _try(peer: Peer, failed: dict[str, str], do: Callable[[], None]) -> None:
+def _try(at: Servers, peer: Peer, failed: dict[str, str], do: Callable[[], None]) -> None:
     """Do something with a system; where that fails, say so and leave the others to go on."""
-    reason = missing(peer)
+    reason = missing(at, peer)
     try:
         if reason is None:
             do()
