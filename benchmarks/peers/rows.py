@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 from sqlalchemy import (
@@ -27,7 +28,8 @@ from sqlalchemy.orm import Session
 
 DATABASE = "BENCH_DATABASE"
 REDIS = "BENCH_REDIS"
-#: Where a chunk waits to be killed: {"moment": "inside" or "after" its commit, "seconds": ...}
+#: Where each chunk waits: {"moment": "inside" or "after" its commit, "seconds": ..., "gate": a path}. While there is a
+#: file at the gate, a chunk stands there until it is killed, and says so by a file beside it.
 PAUSE = "BENCH_PAUSE"
 #: How many turns of a loop in Python a chunk takes besides.
 BURN = "BENCH_BURN"
@@ -43,6 +45,7 @@ item = Table(
     Column("payload", String(60), nullable=False),
 )
 FINISH = 0
+_HELD_SECONDS = 600.0
 
 _columns = select(item.c.id, item.c.times)
 behind = _columns.where(item.c.id > bindparam("after")).order_by(item.c.id).limit(bindparam("size"))
@@ -108,16 +111,26 @@ def finish() -> None:
 
 
 def pause(moment: str) -> None:
-    """Wait to be killed, where this is the moment for it."""
+    """Wait, where this is the moment for it; at the gate until somebody kills this process."""
     wanted = _pause()
-    if wanted is not None and wanted[0] == moment:
-        time.sleep(wanted[1])
+    if wanted is None or wanted["moment"] != moment:
+        return
+    gate = Path(str(wanted["gate"]))
+    if gate.exists():
+        reached(gate).touch()
+        time.sleep(_HELD_SECONDS)
+    time.sleep(float(wanted["seconds"]))
 
 
 def pauses_after() -> bool:
-    """Tell whether chunks wait to be killed after their commit."""
+    """Tell whether chunks wait after their commit."""
     wanted = _pause()
-    return wanted is not None and wanted[0] == "after"
+    return wanted is not None and wanted["moment"] == "after"
+
+
+def reached(gate: Path) -> Path:
+    """Give the file that says that a chunk stands at a gate."""
+    return gate.with_suffix(".reached")
 
 
 def burn() -> None:
@@ -133,12 +146,12 @@ def _turns() -> int:
 
 
 @functools.cache
-def _pause() -> tuple[str, float] | None:
+def _pause() -> dict[str, str | float] | None:
     text = os.environ.get(PAUSE)
     if not text:
         return None
-    found = json.loads(text)
-    return str(found["moment"]), float(found["seconds"])
+    found: dict[str, str | float] = json.loads(text)
+    return found
 
 
 def redis_url() -> str:

@@ -174,13 +174,15 @@ class Scene:
 
     def wait_all(self, work: Work) -> None:
         """Wait until all rows are done."""
-        self._wait(lambda: self.all_done(work))
+        self.wait(lambda: self.all_done(work))
 
-    def wait_done(self, number: int) -> None:
-        """Wait until so many rows are done."""
-        self._wait(lambda: self.done() >= number)
+    def wait(self, condition: Callable[[], bool]) -> None:
+        """
+        Wait for something that rows bring about.
 
-    def _wait(self, condition: Callable[[], bool]) -> None:
+        Raises:
+            Stalled: for long no more of them are done.
+        """
         moved_at, seen = time.monotonic(), -1
         while not condition():
             time.sleep(_POLL_SECONDS)
