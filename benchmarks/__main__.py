@@ -146,8 +146,8 @@ def print_import(_: Options) -> None:
 
 
 def _print_peers(options: Options) -> None:
-    works = [Work(200, 50)] if options.quick else [Work(300, 500), Work(1000, 50)]
-    print_peers(roster.chosen(options.only), works=works, rounds=options.rounds_or(3))
+    works = [Work(200, 50)] if options.quick else [Work(200, 500), Work(600, 50)]
+    print_peers(roster.chosen(options.only), works=works, rounds=options.rounds_or(2))
 
 
 def _print_kills(options: Options) -> None:

@@ -18,6 +18,8 @@ from benchmarks.peers.scene import FAILURES, Scene, Servers, Warm, servers, warm
 from benchmarks.tables import print_table
 
 _WARM_UP = 20
+#: How often a system is measured while its processes run.
+_PAIRS = 2
 _STORED_WORK = Work(1000, 5)
 _WANTED = 0.25
 
@@ -78,16 +80,20 @@ def print_peers(peers: Sequence[Peer], *, works: Sequence[Work], rounds: int) ->
         print(f"\nSystems on the same rows ({machine(at)})\n")
         print_versions(at, peers)
         dice = random.Random(6)
-        for _ in range(rounds):
+        for number in range(rounds):
             for peer in dice.sample(list(peers), len(peers)):
                 if peer.label not in failed:
+                    print(f"round {number + 1} of {rounds}: {peer.label}", file=sys.stderr)
                     _try(at, peer, failed, functools.partial(_round, limit, at, peer, works, found[peer.label]))
         for peer in peers:
             if peer.label not in failed:
+                print(f"what is stored: {peer.label}", file=sys.stderr)
                 _try(at, peer, failed, functools.partial(_store, at, peer, stored))
         load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
     for work in works:
-        print(f"\n{work.size} rows to a chunk, {work.chunks} chunks, {rounds} rounds; load {load}\n")
+        print(
+            f"\n{work.size} rows to a chunk, {work.chunks} chunks, {rounds * _PAIRS} times each; load at the end {load}\n"
+        )
         _print_speed(peers, work.size, found, failed)
         _print_comparison(peers, work.size, found, failed)
     print("\nBytes per chunk, waiting for a worker and left after the end; and what is durable when\n")
@@ -111,7 +117,7 @@ def machine(at: Servers) -> str:
 
 def store(at: Servers, peer: Peer) -> Stored:
     """Measure what a system stores for each chunk."""
-    work = _STORED_WORK
+    work = _scaled(_STORED_WORK, peer)
     scene = Scene(at, peer)
     try:
         scene.fill(work)
@@ -144,12 +150,20 @@ def _round(limit: Warm, at: Servers, peer: Peer, works: Sequence[Work], found: d
     """Start a system, and measure it right after the loop, with each size of chunk."""
     with warm(at, peer) as system:
         for work in works:
-            scaled = Work(max(_WARM_UP, int(work.chunks * peer.share)), work.size)
+            scaled = _scaled(work, peer)
             system.run(Work(_WARM_UP, work.size))
-            loop, ours = limit.run(scaled), system.run(scaled)
-            each = 1000 / scaled.chunks
-            pair = Pair(loop.total * each, ours.total * each, ours.between * 1000 / (scaled.chunks - 1), ours.first)
-            found[work.size].pairs.append(pair)
+            for _ in range(_PAIRS):
+                found[work.size].pairs.append(_pair(limit, system, scaled))
+
+
+def _pair(limit: Warm, system: Warm, work: Work) -> Pair:
+    loop, ours = limit.run(work), system.run(work)
+    each = 1000 / work.chunks
+    return Pair(loop.total * each, ours.total * each, ours.between * 1000 / (work.chunks - 1), ours.first)
+
+
+def _scaled(work: Work, peer: Peer) -> Work:
+    return Work(max(_WARM_UP, int(work.chunks * peer.share)), work.size)
 
 
 def _try(at: Servers, peer: Peer, failed: dict[str, str], do: Callable[[], None]) -> None:
