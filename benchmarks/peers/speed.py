@@ -91,9 +91,8 @@ def print_peers(peers: Sequence[Peer], *, works: Sequence[Work], rounds: int) ->
                 _try(at, peer, failed, functools.partial(_store, at, peer, stored))
         load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
     for work in works:
-        print(
-            f"\n{work.size} rows to a chunk, {work.chunks} chunks, {rounds * _PAIRS} times each; load at the end {load}\n"
-        )
+        times = rounds * _PAIRS
+        print(f"\n{work.size} rows to a chunk, {work.chunks} chunks, {times} times each; load at the end {load}\n")
         _print_speed(peers, work.size, found, failed)
         _print_comparison(peers, work.size, found, failed)
     print("\nBytes per chunk, waiting for a worker and left after the end; and what is durable when\n")
