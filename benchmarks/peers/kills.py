@@ -77,8 +77,7 @@ def kill(at: Servers, peer: Peer, moment: str, turn: threading.Lock) -> Killed:
     """Kill a worker when a fifth of the rows is done, start it again, and wait."""
     gate = at.folder / f"{uuid.uuid4()}.gate"
     pause = json.dumps({"moment": moment, "seconds": _PAUSE_SECONDS, "gate": str(gate)})
-    with turn:
-        scene = Scene(at, peer, env={PAUSE: pause})
+    scene = Scene(at, peer, env={PAUSE: pause})
     try:
         with turn:
             scene.fill(_WORK)
@@ -100,9 +99,12 @@ def kill(at: Servers, peer: Peer, moment: str, turn: threading.Lock) -> Killed:
 
 
 def _wait(scene: Scene, killed_at: float) -> Killed:
-    while not scene.all_done(_WORK) and scene.now() < max(
-        killed_at + _LIMIT_SECONDS, _last(scene) + _QUIET_SECONDS * 2
-    ):
+    def is_awaited() -> bool:
+        # Who still does something is waited for.
+        until = max(killed_at + _LIMIT_SECONDS, _last(scene) + _QUIET_SECONDS * 2)
+        return not scene.all_done(_WORK) and scene.now() < until
+
+    while is_awaited():
         time.sleep(_POLL_SECONDS * 5)
     # Whoever does a row again does it before or soon after the last.
     time.sleep(_QUIET_SECONDS)
@@ -119,7 +121,7 @@ def _wait(scene: Scene, killed_at: float) -> Killed:
 
 
 def _last(scene: Scene) -> float:
-    """Give the time of the last commit: who still does something is waited for."""
+    """Give the time of the last commit."""
     return scene.last_done() or 0.0
 
 

@@ -30,7 +30,6 @@ from tests.servers.redis import RedisServer
 _ROOT = Path(__file__).resolve().parents[2]
 _POLL_SECONDS = 0.05
 _SETTLE_SECONDS = 0.3
-_START_SECONDS = 60.0
 _STALL_SECONDS = 60.0
 _numbers = itertools.count()
 
@@ -50,7 +49,6 @@ class Timed:
     total: float
     first: float
     between: float
-    enqueued: float
 
 
 @dataclass(frozen=True)
@@ -164,9 +162,7 @@ class Scene:
         self.wait_all(work)
         first, last = self._one(f"SELECT extract(epoch FROM min(done_at)), extract(epoch FROM max(done_at)) {self._of}")
         began = told["began"]
-        return Timed(
-            float(last) - began, float(first) - began, float(last) - float(first), told["returned"] - told["began"]
-        )
+        return Timed(total=float(last) - began, first=float(first) - began, between=float(last) - float(first))
 
     def begin(self, starter: _Starter, work: Work) -> None:
         """Have work begun."""
