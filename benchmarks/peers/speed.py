@@ -109,20 +109,27 @@ def _store(at: Servers, peer: Peer, figures: Figures) -> None:
     work = _scaled(_STORED_WORK, peer)
     scene = Scene(at, peer)
     try:
-        scene.fill(work)
         starter = scene.starter()
-        before = scene.stored()
-        waiting = None
+        scene.fill(work)
+        before, waiting = scene.stored(), None
         scene.begin(starter, work)
         if peer.worker:
             waiting = _per_chunk(before, scene.stored(), work)
             scene.workers()
         scene.wait_all(work)
-        # What is acknowledged or settled after the last commit.
-        time.sleep(1)
-        figures.stored[peer.label] = Stored(waiting, _per_chunk(before, scene.stored(), work))
+        # What is there once is no chunk's: so it is the second time that counts.
+        before = _settled(scene)
+        scene.fill(work)
+        scene.run(starter, work)
+        figures.stored[peer.label] = Stored(waiting, _per_chunk(before, _settled(scene), work))
     finally:
         scene.close()
+
+
+def _settled(scene: Scene) -> tuple[int, int]:
+    """Give what is stored once all is acknowledged and settled that comes after the last commit."""
+    time.sleep(1)
+    return scene.stored()
 
 
 def _per_chunk(before: tuple[int, int], after: tuple[int, int], work: Work) -> tuple[float, float]:
