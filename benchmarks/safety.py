@@ -75,7 +75,7 @@ def measure(url: str, *, chunk_size: int, chunks: int) -> Measured:
     """
     engine = create_engine(url)
     fill(engine, items=chunk_size * (chunks + 1))
-    kit = BatchKit(engine)
+    kit = BatchKit(url)
     kit.migrate()
     run = kit.start_run_here(JOBS[job_of(chunk_size).name], "{}")
     ours: list[float] = []
