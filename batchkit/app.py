@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -488,4 +489,18 @@ def _max_protect(given: Duration | None, *, has_hooks: bool) -> float | None:
         raise InvalidGrace(str(error)) from None
 
 
-current_kit.make_with(BatchKit)
+def _default_kit() -> BatchKit:
+    """
+    Make the kit of a program that has built none.
+
+    Raises:
+        InvalidQueue: a queue's message is being worked, so that there is a kit, and this would be another.
+    """
+    if "rq" in sys.modules:
+        from batchkit.queues.rq.message import refuse_without_kit  # noqa: PLC0415  an extra
+
+        refuse_without_kit()
+    return BatchKit()
+
+
+current_kit.make_with(_default_kit)

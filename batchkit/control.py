@@ -15,7 +15,7 @@ from batchkit.errors import (
 from batchkit.job import Definition
 from batchkit.model import Failure, NewRun, Partition, RunId, RunRecord, Transition
 from batchkit.promises import AT_MOST_ONCE, Delivery, promised
-from batchkit.queue import Queue
+from batchkit.queue import ByPath, Queue
 from batchkit.run import Run
 from batchkit.starting import is_same_start, key_of_retries, new_run, shown_start
 from batchkit.states import RunState
@@ -47,6 +47,11 @@ class Controls:
             raise InvalidJob(
                 f"{job.place} is defined in the script that is being run, which workers cannot import; "
                 f"move it into a module (and give that to them: batchkit -A module:kit work)"
+            )
+        if isinstance(self._queue, ByPath) and "<locals>" in job.function.__qualname__:
+            raise InvalidJob(
+                f"{job.place} is defined inside a function, where the workers of {type(self._queue).__name__} cannot "
+                f"import it; move it to the top of its module"
             )
         return self._start(new_run(job, params, terms=terms, commits_together=self._sessions.is_ours), terms, job=job)
 

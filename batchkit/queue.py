@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from batchkit.model import WakeUp
 
@@ -22,3 +22,11 @@ class Queue(Protocol):
         It is called after the commit that made the run workable; an exception is logged, since sweeps wake it again.
         """
         ...
+
+
+@runtime_checkable
+class ByPath(Protocol):
+    """A queue whose workers find a job by the path of its function."""
+
+    #: whether it is one
+    imports_by_path: bool

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from redis import Redis
 from rq import Queue, SimpleWorker
+from rq.job import Job
 
-from batchkit import BatchKit
-from batchkit.errors import InvalidQueue
+from batchkit import BatchKit, Chunk, RunState, batched, span
+from batchkit.errors import InvalidJob, InvalidQueue
 from batchkit.job import current_kit
 from batchkit.queues import InlineQueue, RQQueue
 from tests.queues.conftest import Bench
+from tests.queues.kitless_jobs import kitless
 
 
 def test_a_celery_task_works_for_the_kit_of_its_app(bench: Bench, sqlite_url: str):
@@ -42,6 +48,37 @@ def test_an_rq_job_works_for_the_kit_of_its_redis(redis_url: str, tmp_path_facto
         SimpleWorker([queue], connection=queue.connection).work(burst=True)
         assert urls[0] == job.return_value(refresh=True)
         assert last is current_kit()
+
+
+def test_a_worker_in_which_no_kit_was_built_makes_none_of_its_own(postgres_url: str, redis_url: str, tmp_path: Path):
+    with closing(BatchKit(postgres_url, queue=RQQueue(Redis.from_url(redis_url)))) as kit:
+        kit.migrate()
+        run = kitless.start()
+        worker = [sys.executable, "-m", "rq.cli", "worker", "--burst", "--url", redis_url, "default"]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        environment.pop("BATCHKIT_DATABASE_URL", None)
+        subprocess.run(worker, cwd=tmp_path, env=environment, check=True, timeout=60)
+
+        failed = Queue(connection=Redis.from_url(redis_url)).failed_job_registry
+        (job_id,) = failed.get_job_ids()
+        result = Job.fetch(job_id, connection=failed.connection).latest_result()
+        assert result is not None
+        assert "no BatchKit was built in this worker" in str(result.exc_string)
+        assert not list(tmp_path.glob("*.db"))
+        assert RunState.QUEUED is run.refresh().state
+
+
+def test_a_job_that_workers_cannot_import_is_refused(postgres_url: str, redis_url: str):
+    with closing(BatchKit(postgres_url, queue=RQQueue(Redis.from_url(redis_url)))) as kit:
+        kit.migrate()
+
+        @batched(span(3), name="inside")
+        def inside(chunk: Chunk[int]) -> None:
+            pass
+
+        with pytest.raises(InvalidJob, match="inside a function, where the workers of RQQueue cannot import it"):
+            inside.start()
+        assert [] == kit.runs()
 
 
 def test_a_connection_that_decodes_is_refused(redis_url: str):

@@ -6,11 +6,13 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rq import get_current_job
 from rq.job import Job, Retry
 from rq.registry import ScheduledJobRegistry
 
 from batchkit.delivery import start_key
-from batchkit.job import Definition
+from batchkit.errors import InvalidQueue
+from batchkit.job import JOBS, Definition
 from batchkit.model import Progress, RunId, WakeUp
 from batchkit.queues.rq import horses, notes
 from batchkit.queues.rq.shutdown import WorkerStop, stopping
@@ -170,6 +172,30 @@ class RQMessage:
         self._job.retries_left = 0
         # What a copy has left there that was worked beside it
         ScheduledJobRegistry(self._job.origin, connection=self._job.connection).remove(self._job.id)
+
+
+def refuse_without_kit() -> None:
+    """
+    Refuse to make a kit for an RQ job that a kit elsewhere has sent, or that is a job of ours.
+
+    It would work a new run in another database. What the job waits for is sent again by a sweep.
+
+    Raises:
+        InvalidQueue: the module that builds the kit was not imported here.
+    """
+    job = get_current_job()
+    if job is None:
+        return
+    ours = next((each for each in JOBS.values() if path_of(each) == job.func_name), None)
+    if ours is None and not notes.notes_of(job):
+        return
+    # Not at once and for ever: the next try has the same modules.
+    job.retries_left = 0
+    where = job.func_name.rpartition(".")[0]
+    raise InvalidQueue(
+        f"no BatchKit was built in this worker, which is to work {job.func_name}; "
+        f"have {where} import the module that builds the kit"
+    )
 
 
 def path_of(job: Definition) -> str:

@@ -57,6 +57,7 @@ class RQQueue:
 
     crosses_processes = True
     keeps_messages = True
+    imports_by_path = True
 
     def __init__(self, connection: Redis, *, serializer: Any = None) -> None:  # noqa: ANN401  RQ takes a class or its path
         if connection.connection_pool.connection_kwargs.get("decode_responses"):
