@@ -29,7 +29,9 @@ _UNDER_WAY = 4
 
 _SERIES = {
     "postgresql": "(SELECT generate_series(0, {last}) AS {name})",
-    "sqlite": "(WITH RECURSIVE s(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM s WHERE n < {last}) SELECT n AS {name} FROM s)",
+    "sqlite": (
+        "(WITH RECURSIVE s(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM s WHERE n < {last}) SELECT n AS {name} FROM s)"
+    ),
     "mysql": "(SELECT seq AS {name} FROM seq_0_to_{last})",
 }
 
@@ -245,7 +247,7 @@ class _Writer:
         }
 
     def _at(self, seconds: float, more: ColumnElement[Any] | None = None) -> ColumnElement[Any]:
-        offset = literal_column(repr(float(seconds)))
+        offset: ColumnElement[float] = literal_column(repr(float(seconds)))
         return self._clock.after(offset if more is None else offset + more)
 
     def _text(self, before: str, n: ColumnElement[int], after: str = "") -> ColumnElement[str]:

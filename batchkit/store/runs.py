@@ -16,6 +16,7 @@ from batchkit.errors import (
 )
 from batchkit.hooks import Happening, happened
 from batchkit.model import RunError, RunId
+from batchkit.promises import AT_MOST_ONCE
 from batchkit.states import (
     FINAL,
     Request,
@@ -165,7 +166,8 @@ class Runs:
             tx.execute(self._statements.explain_waiting(run_id, for_person))
             run = tx.execute(self._statements.read_run(run_id)).mappings().one()
         evicted = tx.execute(self._statements.evict(run_id)).rowcount
-        items_open, unfinished, held, doubtful = tx.execute(self._statements.tally(run_id)).one()
+        may_doubt = run["delivery"] == AT_MOST_ONCE
+        items_open, unfinished, held, doubtful = tx.execute(self._statements.tally(run_id, may_doubt=may_doubt)).one()
         if doubtful:
             self.doubts.settle(tx, run_id)
         if not items_open and unfinished:
