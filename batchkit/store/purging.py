@@ -45,6 +45,8 @@ class PurgeStatements(Statements):
         """Find runs that ended so long ago, whose end was told, and whose failures nobody may try again."""
         run, transition = self.run.c, self.transition.c
         is_keyed = run.start_key.like(f"{KEYS_OF_USERS}%")
+        # Not EXISTS, for which PostgreSQL may read the whole table once, in the hope that it is small.
+        first = select(transition.id).where(transition.run_id == run.id).order_by(transition.id).limit(1)
         return (
             select(run.id)
             .where(
@@ -58,7 +60,7 @@ class PurgeStatements(Statements):
                 or_(
                     run.start_key.is_(None),
                     ~is_keyed,
-                    exists().where(transition.run_id == run.id),
+                    first.correlate(self.run).scalar_subquery().is_not(None),
                 ),
                 ~exists().where(self._tries_again(run.id)),
             )
