@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,22 @@ class Purged:
     kept: int = 0
     failures: int = 0
     transitions: int = 0
+
+    def __add__(self, other: Purged) -> Purged:
+        return Purged(
+            runs=self.runs + other.runs,
+            kept=self.kept + other.kept,
+            failures=self.failures + other.failures,
+            transitions=self.transitions + other.transitions,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PurgeStep:
+    """What one short transaction of a purge has removed, and the run that all in front of have been seen to."""
+
+    purged: Purged
+    after: str
 
 
 class PurgeStatements(Statements):
@@ -125,25 +142,52 @@ class Purging:
 
     def purge(self, *, seconds: float, states: Collection[RunState] = FINAL, limit: int | None = None) -> Purged:
         """Remove the runs that ended more than *seconds* ago, *limit* of them at the most."""
-        runs = kept = failures = transitions = 0
-        after = ""
-        while limit is None or runs + kept < limit:
-            left = _RUNS_AT_ONCE if limit is None else min(_RUNS_AT_ONCE, limit - runs - kept)
-            found = self._find(seconds, states, left, after)
-            for run_id in found:
-                run = self._begin(run_id, seconds, states)
-                if run is not None:
-                    failures += self._remove_all(self._statements.failure, run_id)
-                    transitions += self._remove_all(self._statements.transition, run_id)
-                    is_kept = str(run["start_key"] or "").startswith(KEYS_OF_USERS)
-                    kept += is_kept
-                    runs += not is_kept
-                    if not is_kept:
-                        self._remove_run(run_id)
+        purged = Purged()
+        for step in self.steps(seconds=seconds, states=states, limit=limit):
+            purged += step.purged
+        return purged
+
+    def steps(
+        self,
+        *,
+        seconds: float,
+        states: Collection[RunState] = FINAL,
+        limit: int | None = None,
+        after: str = "",
+        is_at_random: bool = False,
+    ) -> Iterator[PurgeStep]:
+        """
+        Do the same in steps of one short transaction each, behind the run *after*.
+
+        Who takes no further step leaves nothing half done that another purge would not go on with: behind the run that
+        the last step has given. *is_at_random*: many do so at once, and are not to come upon the same runs.
+        """
+        ended = 0
+        while limit is None or ended < limit:
+            found = self._find(
+                seconds, states, min(_RUNS_AT_ONCE, _RUNS_AT_ONCE if limit is None else limit - ended), after
+            )
             if not found:
-                break
+                return
+            for run_id in random.sample(found, len(found)) if is_at_random else found:
+                for purged in self._remove(run_id, seconds, states):
+                    ended += purged.runs + purged.kept
+                    yield PurgeStep(purged, after)
             after = found[-1]
-        return Purged(runs=runs, kept=kept, failures=failures, transitions=transitions)
+            yield PurgeStep(Purged(), after)
+
+    def _remove(self, run_id: RunId, seconds: float, states: Collection[RunState]) -> Iterator[Purged]:
+        run = self._begin(run_id, seconds, states)
+        if run is None:
+            return
+        is_kept = str(run["start_key"] or "").startswith(KEYS_OF_USERS)
+        for number in self._remove_all(self._statements.failure, run_id):
+            yield Purged(failures=number)
+        for number in self._remove_all(self._statements.transition, run_id):
+            yield Purged(transitions=number)
+        if not is_kept:
+            yield from self._remove_run(run_id)
+        yield Purged(runs=int(not is_kept), kept=int(is_kept))
 
     def _find(self, seconds: float, states: Collection[RunState], limit: int, after: str) -> list[RunId]:
         statement = self._statements.purgeable(seconds=seconds, states=states, limit=limit, after=after)
@@ -160,20 +204,23 @@ class Purging:
                 return None
             return tx.execute(self._statements.read_run(run_id)).mappings().one()
 
-    def _remove_all(self, table: Table, run_id: RunId) -> int:
-        removed = 0
+    def _remove_all(self, table: Table, run_id: RunId) -> Iterator[int]:
         while True:
             with self._database.transaction() as tx:
                 ids = tx.execute(self._statements.some_of(table, run_id, _ROWS_AT_ONCE)).scalars().all()
-                if not ids:
-                    return removed
-                removed += tx.execute(self._statements.remove(table, ids)).rowcount
+                removed = tx.execute(self._statements.remove(table, ids)).rowcount if ids else 0
+            if not ids:
+                return
+            yield removed
 
-    def _remove_run(self, run_id: RunId) -> None:
+    def _remove_run(self, run_id: RunId) -> Iterator[Purged]:
         while True:
             with self._database.transaction() as tx:
                 numbers = tx.execute(self._statements.some_partitions(run_id, _ROWS_AT_ONCE)).scalars().all()
-                if not numbers:
+                if numbers:
+                    tx.execute(self._statements.remove_partitions(run_id, numbers))
+                else:
                     tx.execute(self._statements.remove_run(run_id))
-                    return
-                tx.execute(self._statements.remove_partitions(run_id, numbers))
+            if not numbers:
+                return
+            yield Purged()
