@@ -100,7 +100,7 @@ class PurgeStatements(Statements):
         run = self.run.c
         return (
             update(self.run)
-            .where(run.id == run_id, unindexed(run.state).in_(states), run.finished_at <= self.ago(seconds))
+            .where(run.id == run_id, unindexed(run.state).in_(states), unindexed(run.finished_at) <= self.ago(seconds))
             .values(purged_at=self.clock.now(), message=None)
         )
 

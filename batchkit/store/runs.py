@@ -165,7 +165,7 @@ class Runs:
             tx.execute(self._statements.request(run_id, Request.PAUSE))
             tx.execute(self._statements.explain_waiting(run_id, for_person))
             run = tx.execute(self._statements.read_run(run_id)).mappings().one()
-        evicted = tx.execute(self._statements.evict(run_id)).rowcount
+        evicted = self._evict(tx, run_id)
         may_doubt = run["delivery"] == AT_MOST_ONCE
         items_open, unfinished, held, doubtful = tx.execute(self._statements.tally(run_id, may_doubt=may_doubt)).one()
         if doubtful:
@@ -186,6 +186,11 @@ class Runs:
                 **self._ending(after),
             )
         return after
+
+    def _evict(self, tx: Connection, run_id: RunId) -> int:
+        """End for good the leases of a run that have run out, which nearly always are none."""
+        numbers = [row["number"] for row in tx.execute(self._statements.ended(run_id)).mappings()]
+        return tx.execute(self._statements.evict(run_id, numbers)).rowcount if numbers else 0
 
     def fail(self, tx: Connection, run_id: RunId, error: RunError, *, worker: str) -> RunState:
         """

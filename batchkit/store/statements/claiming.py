@@ -131,7 +131,7 @@ class Claiming(Terms):
         lasts = case(
             (self.partition.c.lease_seconds > seconds, self.partition.c.lease_seconds), else_=literal(seconds, Float)
         )
-        claimed = update(self.partition).where(
+        claimed = self.update_partition().where(
             self.partition.c.run_id == run_id,
             self.partition.c.number == number,
             unindexed(self.partition.c.state) == PartitionState.OPEN,
@@ -163,7 +163,7 @@ class Claiming(Terms):
         It is due all the same: it is work that waits, and an autoscaler must not take it for none.
         """
         partition = self.partition.c
-        postponed = update(self.partition).where(
+        postponed = self.update_partition().where(
             partition.run_id == run_id,
             partition.number == number,
             unindexed(partition.state) == PartitionState.OPEN,

@@ -102,7 +102,7 @@ class Failing(Terms):
         """Count what is in doubt in a partition, and have done with it; no row where it has moved on meanwhile."""
         partition = self.partition.c
         return (
-            update(self.partition)
+            self.update_partition()
             .where(
                 partition.run_id == run_id,
                 partition.number == number,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import (
@@ -103,12 +104,17 @@ class Settling(Terms):
         )
         return first.scalar_subquery().is_not(None)
 
-    def evict(self, run_id: RunId) -> Executable:
-        """End for good the leases of a run that have run out: a holder that wakes up later is stale."""
+    def evict(self, run_id: RunId, numbers: Collection[int]) -> Executable:
+        """End for good leases of a run that have run out: a holder that wakes up later is stale."""
         partition = self.partition.c
         return (
-            update(self.partition)
-            .where(partition.run_id == run_id, self.is_held(), partition.holder.is_not(None), self.is_free())
+            self.update_partition()
+            .where(
+                partition.run_id == run_id,
+                partition.number.in_(numbers),
+                partition.holder.is_not(None),
+                self.is_free(),
+            )
             .values(
                 fence=partition.fence + 1,
                 holder=None,
@@ -123,7 +129,7 @@ class Settling(Terms):
         """Let workers claim the run's `finish`."""
         partition = self.partition.c
         return (
-            update(self.partition)
+            self.update_partition()
             .where(partition.run_id == run_id, partition.state == PartitionState.WAITING)
             .values(
                 state=PartitionState.OPEN,
@@ -136,7 +142,7 @@ class Settling(Terms):
         """Let a run's partitions be claimed at once; who asks for it wakes workers up, by and by where *is_shared*."""
         partition = self.partition.c
         return (
-            update(self.partition)
+            self.update_partition()
             .where(partition.run_id == run_id)
             .values(
                 due_at=self.clock.now(),
@@ -159,7 +165,7 @@ class Settling(Terms):
         """Let a worker's leases on a run be over."""
         partition = self.partition.c
         return (
-            update(self.partition)
+            self.update_partition()
             .where(partition.run_id == run_id, unindexed(partition.worker) == worker, self.is_live())
             .values(lease_expires_at=self.clock.now())
         )
@@ -191,7 +197,7 @@ class Settling(Terms):
         """Write down what a partition is suspected of, unless it was claimed meanwhile."""
         partition = self.partition.c
         return (
-            update(self.partition)
+            self.update_partition()
             .where(partition.run_id == run_id, partition.number == number, partition.fence == fence)
             .values(suspicion=suspicion)
         )

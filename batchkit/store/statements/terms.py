@@ -14,7 +14,9 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    update,
 )
+from sqlalchemy.sql.dml import Update
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import Select
 
@@ -44,6 +46,18 @@ class Terms:
         self.failure = tables.failure
         self.worker = tables.worker
         self.clock = clock
+
+    def update_partition(self) -> Update:
+        """
+        Begin an UPDATE of partitions, which are found by their run and number and by no other index.
+
+        Where a table is small MySQL may take any index that begins with the run. It would lock the entry there before
+        the row, and deadlock with who has the row and changes the entry.
+        """
+        by_key, made = "FORCE INDEX (PRIMARY)", update(self.partition)
+        for name in ("mysql", "mariadb"):
+            made = made.with_hint(by_key, dialect_name=name)
+        return made
 
     def is_held_by(self, lease: Lease) -> ColumnElement[bool]:
         """Say that a partition is held under this very lease, live or not."""

@@ -14,7 +14,6 @@ from sqlalchemy import (
     literal,
     or_,
     select,
-    update,
 )
 from sqlalchemy.sql.base import Executable
 from sqlalchemy.sql.elements import ColumnElement
@@ -122,15 +121,12 @@ class Waking(Terms):
     def take_resend(self, wake_up: WakeUp, *, patience: float) -> Executable:
         """Win the right to send a wake-up again; nobody else has it for *patience* seconds."""
         return (
-            update(self.partition)
+            self.update_partition()
             .where(
                 self.partition.c.run_id == wake_up.run_id,
                 self.partition.c.number == wake_up.partition,
                 self.partition.c.wake_no == wake_up.number,
-                or_(
-                    unindexed(self.partition.c.resend_at).is_(None),
-                    unindexed(self.partition.c.resend_at) <= self.clock.now(),
-                ),
+                self.is_overdue(),
                 self.is_free(),
             )
             .values(resend_at=self.clock.after(literal(patience, Float)), patience_seconds=patience)
@@ -153,7 +149,7 @@ class Waking(Terms):
         """
         partition, at = self.partition.c, self.clock.after(literal(seconds, Float))
         return (
-            update(self.partition)
+            self.update_partition()
             .where(
                 partition.run_id == run_id,
                 partition.number == number,
