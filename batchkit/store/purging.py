@@ -106,7 +106,10 @@ class PurgeStatements(Statements):
 
     def some_of(self, table: Table, run_id: RunId, limit: int) -> Select[Any]:
         """Find rows of a table that belong to a run."""
-        return select(table.c.id).where(table.c.run_id == run_id).order_by(table.c.id).limit(limit)
+        # As in the order of the index of the run: by an equality the primary key would be in order, too, and PostgreSQL
+        # might walk that past the rows of all other runs.
+        is_of_run = table.c.run_id.between(run_id, run_id)
+        return select(table.c.id).where(is_of_run).order_by(table.c.run_id, table.c.id).limit(limit)
 
     def remove(self, table: Table, ids: Collection[int]) -> Executable:
         """Remove rows by their ids: a range would lock its neighbours on MySQL."""

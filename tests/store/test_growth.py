@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection
 from batchkit.model import Checkpoint, RunId, WakeUp
 from batchkit.states import FINAL
 from batchkit.store import HeldConnection, Store
+from batchkit.store.purging import PurgeStatements
 from batchkit.sweep import sweep
 from batchkit.waking import WINDOW
 from tests.crowd import JOBS, Crowd, analyze, fill
@@ -26,6 +27,8 @@ from tests.waiting import eventually
 RUNS, PARTITIONS = 150, 100
 CROWD = Crowd("aa", unfinished=RUNS, partitions=PARTITIONS, finished=20_000, failures=20_000, transitions=40_000)
 WIDE = Crowd("zz", unfinished=1, partitions=5_000)
+#: Its failures are behind those of the others.
+LATER = Crowd("ll", finished=100, failures=20_000)
 MONTH_SECONDS = 30 * 86_400.0
 _JOB_NAMES = [f"job-{number}" for number in range(JOBS)]
 _OURS = re.compile(r"batchkit_(run|partition|failure|transition)")
@@ -61,8 +64,16 @@ def _move_on(store: Store) -> None:
     store.leases.release(lease, reason="done", is_interrupt=False)
 
 
+def _some_of(store: Store, run_id: RunId) -> list[int]:
+    statement = PurgeStatements(store.database.tables, store.database.clock).some_of(
+        store.database.tables.failure, run_id, 100
+    )
+    with store.database.reading() as connection:
+        return list(connection.execute(statement).scalars())
+
+
 _WIDE, _ONE = RunId(WIDE.unfinished_run(0)), RunId(CROWD.unfinished_run(0))
-_MANY, _FEW = RunId(CROWD.finished_run(0)), RunId(CROWD.finished_run(20))
+_MANY, _FEW, _LATER = RunId(CROWD.finished_run(0)), RunId(CROWD.finished_run(20)), RunId(LATER.finished_run(0))
 
 ASKED = {
     "which partition to claim": Asked(
@@ -80,6 +91,9 @@ ASKED = {
     "the progress of a run": Asked(lambda store: store.records.load(_ONE), pages=2 * PARTITIONS),
     "a page of many failures": Asked(lambda store: store.failures.page(_MANY, after=0, limit=100), pages=500),
     "a page of few failures": Asked(lambda store: store.failures.page(_FEW, after=0, limit=100), pages=500),
+    "a page of later failures": Asked(lambda store: store.failures.page(_LATER, after=0, limit=100), pages=500),
+    "the last failure": Asked(lambda store: store.failures.last_open(_MANY, in_doubt=True), pages=10),
+    "which failures to purge first": Asked(lambda store: _some_of(store, _LATER), pages=150),
     "which run to purge": Asked(
         lambda store: store.purging._find(MONTH_SECONDS, FINAL, 50, ""),  # noqa: SLF001  the step of it that finds
         pages=600,
@@ -93,7 +107,7 @@ BUSY = Asked(lambda store: store.fleet.busy(), pages=40 * RUNS + WIDE.partitions
 def _crowded(url: str) -> Store:
     store = Store(url)
     store.schema.migrate()
-    for crowd in (CROWD, WIDE):
+    for crowd in (CROWD, WIDE, LATER):
         fill(store, crowd)
     analyze(store)
     return store
