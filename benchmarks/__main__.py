@@ -12,7 +12,7 @@ from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import growth, hooks, queues, safety
+from benchmarks import growth, hooks, queues, safety, scale, wear
 from benchmarks.sizes import print_sizes
 from tests.servers.postgres import PostgresServer
 
@@ -28,11 +28,18 @@ def main() -> None:
     """Measure everything, on a PostgreSQL of our own and on SQLite."""
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of the chunks, and no large runs")
-    quick = parser.parse_args().quick
+    parser.add_argument("--scale", action="store_true", help="instead: a store in which much is going on; 20 minutes")
+    arguments = parser.parse_args()
+    quick = arguments.quick
     packages = ("sqlalchemy", "psycopg")
     print(f"Python {platform.python_version()}, {', '.join(f'{name} {version(name)}' for name in packages)}")
     with tempfile.TemporaryDirectory() as folder, closing(PostgresServer()) as server:
         server.start()
+        if arguments.scale:
+            scale.print_scale(server.create_database("scale"), failures=10_000_000)
+            scale.print_scale(f"sqlite:///{Path(folder) / 'scale.db'}", failures=300_000)
+            wear.print_wear(server.create_database("wear"), checkpoints=1_000_000)
+            return
         urls = [server.create_database("bench"), f"sqlite:///{Path(folder) / 'bench.db'}"]
         print_safety(urls, chunks=200 if quick else 1000)
         if not quick:
