@@ -11,6 +11,7 @@ from sqlalchemy import (
     case,
     func,
     literal,
+    not_,
     null,
     or_,
     select,
@@ -21,7 +22,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import Select
 
 from batchkit.model import Lease
-from batchkit.states import WORKABLE, PartitionState
+from batchkit.states import FINAL, WORKABLE, PartitionState, RunState
 from batchkit.store.clock import Clock, Later
 from batchkit.store.tables import Tables
 
@@ -83,8 +84,14 @@ class Terms:
         return self.partition.c.worker.is_not(None)
 
     def is_workable(self) -> ColumnElement[bool]:
-        """Say that workers may claim partitions of a run, in words by which an index finds these few."""
-        return and_(self.run.c.finished_at.is_(None), self.run.c.state.in_(sorted(WORKABLE)))
+        """
+        Say that workers may claim partitions of a run, in words by which an index finds these few.
+
+        Where a run has no end it is in no state of those that have ended. Both at once would have PostgreSQL think that
+        they are fewer by far than they are, and compare each with each.
+        """
+        is_unworkable = self.run.c.state.in_(sorted({*RunState} - FINAL - WORKABLE))
+        return and_(self.run.c.finished_at.is_(None), not_(is_unworkable))
 
     def is_not_held_off(self) -> ColumnElement[bool]:
         """Say that no throttle holds all of a run off."""
