@@ -44,6 +44,8 @@ DOUBLE = Float().with_variant(mysql.DOUBLE(asdecimal=False), "mysql", "mariadb")
 
 #: Which partitions a worker holds, or held when its lease ran out.
 IS_HELD = "worker IS NOT NULL"
+#: Which runs try the failures of another again.
+IS_RETRY = "failures_of IS NOT NULL"
 #: Which runs have not ended.
 IS_UNFINISHED = "finished_at IS NULL"
 
@@ -166,7 +168,8 @@ def tables(schema: str | None = None) -> Tables:
         Index("ix_batchkit_run_announce", "announce_at"),
         # The runs of a job that were begun last, behind any number that were not.
         Index("ix_batchkit_run_started", "job", "started_at"),
-        Index("ix_batchkit_run_failures_of", "failures_of"),
+        # Of those only: SQLite takes the many that are NULL for as many that are equal, and would read the whole table.
+        _index_of_some("ix_batchkit_run_failures_of", "failures_of", where=IS_RETRY),
         # Those that are not over, which lie together where rows are in the order of their ends.
         _index_of_some("ix_batchkit_run_unfinished", "finished_at", where=IS_UNFINISHED),
         **MYSQL_OPTIONS,

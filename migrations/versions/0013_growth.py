@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from batchkit.store.steps import create_index, drop_index
-from batchkit.store.tables import IS_HELD, IS_UNFINISHED
+from batchkit.store.tables import IS_HELD, IS_RETRY, IS_UNFINISHED
 
 revision = "0013"
 down_revision = "0011"
@@ -25,7 +25,7 @@ def upgrade() -> None:
     create_index("ix_batchkit_partition_held", "batchkit_partition", ["run_id", "worker"], where=sa.text(IS_HELD))
     drop_index("ix_batchkit_partition_due", "batchkit_partition")
     create_index("ix_batchkit_run_started", "batchkit_run", ["job", "started_at"])
-    create_index("ix_batchkit_run_failures_of", "batchkit_run", ["failures_of"])
+    create_index("ix_batchkit_run_failures_of", "batchkit_run", ["failures_of"], where=sa.text(IS_RETRY))
     create_index("ix_batchkit_run_unfinished", "batchkit_run", ["finished_at"], where=sa.text(IS_UNFINISHED))
 
 
