@@ -30,6 +30,7 @@ from batchkit.notifying import Notifier
 from batchkit.queue import Queue
 from batchkit.queues.inline import InlineQueue
 from batchkit.queues.local import LocalQueue, work_until_stopped
+from batchkit.retention import Retention
 from batchkit.run import Run
 from batchkit.slicing import Ending, Outcome
 from batchkit.states import FINAL, RunState
@@ -81,11 +82,14 @@ class BatchKit:
         max_protect: for how long a worker may refuse to be stopped, at the most: after that, all workers of the fleet
             are free to be stopped for a moment, at the next checkpoint of each. By default half an hour where there is
             a `BusyHook`, else for ever.
+        purge_older_than: each sweep removes some of the runs that ended longer ago than this, as `purge` does; such as
+            `timedelta(days=90)`. Without it they stay until somebody purges them.
 
     Raises:
         InvalidDatabase: the database cannot keep batchkit's promises, or its driver is missing.
         InvalidGrace: the grace is none of these, or max_protect no duration.
         InvalidHook: a hook is none, or would not be called as it is written.
+        InvalidPurge: purge_older_than is no duration.
     """
 
     def __init__(
@@ -98,6 +102,7 @@ class BatchKit:
         grace: Duration | str | None = None,
         hooks: Sequence[RunHook | BusyHook] = (),
         max_protect: Duration | None = None,
+        purge_older_than: Duration | None = None,
         clock: Clock | None = None,
     ) -> None:
         address = database if database is not None else os.environ.get(DATABASE_VARIABLE)
@@ -113,6 +118,7 @@ class BatchKit:
         self._store = Store(address if address is not None else EMBEDDED_DATABASE, schema=schema, clock=clock)
         self._sessions = Sessions(self._store.database, session_factory)
         Notifier(self._store, checked.of_runs)
+        self._retention = _retention(purge_older_than, self._store)
         self._queue: Queue = queue or LocalQueue()
         self._busy_hooks = checked.of_busyness
         self._breaks = Breaks(_max_protect(max_protect, has_hooks=bool(self._busy_hooks)))
@@ -283,7 +289,7 @@ class BatchKit:
                 tracker.start(kind, is_stopping=lambda: stop.requested)
             try:
                 with stopped_by_signals(stop):
-                    work_until_stopped(self._worker, self._store, self._queue, queues=queues, stop=stop)
+                    work_until_stopped(self._worker, queues=queues, stop=stop, sweep=self.recover)
             finally:
                 if tracker is not None:
                     tracker.stop()
@@ -372,9 +378,16 @@ class BatchKit:
         return Tracker(self._store.fleet, self._busy_hooks, busy=self.busy, max_protect=self._breaks.max_protect)
 
     def recover(self) -> Swept:
-        """Sweep once: settle runs whose workers died, and wake workers up for those that wait."""
+        """
+        Sweep once: settle runs whose workers died, and wake workers up for those that wait.
+
+        Where the kit has `purge_older_than`, some old runs are removed, too.
+        """
         self._ready()
-        return sweep(self._store, self._queue)
+        swept = sweep(self._store, self._queue)
+        if self._retention is not None:
+            self._retention.step()
+        return swept
 
     def purge(
         self,
@@ -478,6 +491,15 @@ class BatchKit:
             self.migrate()
             self._makes_its_tables = False
         self._store.schema.check()
+
+
+def _retention(older_than: Duration | None, store: Store) -> Retention | None:
+    if older_than is None:
+        return None
+    try:
+        return Retention(store, seconds=seconds(older_than, name="purge_older_than"))
+    except (TypeError, ValueError) as error:
+        raise InvalidPurge(str(error)) from None
 
 
 def _max_protect(given: Duration | None, *, has_hooks: bool) -> float | None:

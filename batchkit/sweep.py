@@ -12,7 +12,7 @@ from batchkit.model import RunId, WakeUp
 from batchkit.queue import Queue
 from batchkit.store import Store
 from batchkit.store.dialects import Fault
-from batchkit.waking import send, share
+from batchkit.waking import WINDOW, send, share
 
 T = TypeVar("T")
 
@@ -43,7 +43,8 @@ def sweep(store: Store, queue: Queue) -> Swept:
 
 def _to_send(store: Store, queue: Queue) -> Iterator[WakeUp]:
     if not queue.keeps_messages:
-        yield from store.wake_ups.all_waiting(limit=_AT_ONCE)
+        # Workers find the others of the same run by themselves.
+        yield from store.wake_ups.first_of_each_run(limit=_AT_ONCE)
         return
     for wake_up in store.wake_ups.overdue(limit=_AT_ONCE):
         if _unless_locked(store, wake_up.run_id, partial(store.wake_ups.take_resend, wake_up)):
@@ -58,7 +59,7 @@ def _send(store: Store, queue: Queue, wake_up: WakeUp) -> bool:
 
 
 def _shared(store: Store, queue: Queue) -> list[WakeUp]:
-    runs = store.wake_ups.short_of_workers(limit=_AT_ONCE) if queue.keeps_messages else []
+    runs = store.wake_ups.short_of_workers(limit=_AT_ONCE, window=WINDOW) if queue.keeps_messages else []
     return [
         each for run_id in runs for each in _unless_locked(store, run_id, partial(share, store, queue, run_id)) or ()
     ]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import growth, hooks, queues, safety, stealing
+from benchmarks import growth, hooks, queues, safety, scale, stealing, wear
 from benchmarks.distance import away
 from benchmarks.peers import roster
 from benchmarks.peers.cores import print_cores
@@ -38,8 +38,8 @@ _WANTED = {
 }
 #: What is added to each round trip to the database that is away, in seconds.
 _DISTANCE = 0.001
-#: It waits for two minutes by its nature.
-_NEVER_QUICK = {"kills"}
+#: They take many minutes by their nature.
+_NEVER_QUICK = {"kills", "scale", "wear"}
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,19 @@ def print_stealing(options: Options) -> None:
         stealing.print_measured(server.create_database("stealing"), seconds=12.0 if options.quick else 60.0)
 
 
+def print_scale(_: Options) -> None:
+    """Print what workers and people do in a store in which much is going on."""
+    with _databases() as (postgres, sqlite):
+        scale.print_scale(postgres, failures=10_000_000)
+        scale.print_scale(sqlite, failures=300_000)
+
+
+def print_wear(_: Options) -> None:
+    """Print what a million checkpoints do to the table."""
+    with _databases() as (postgres, _sqlite):
+        wear.print_wear(postgres, checkpoints=1_000_000)
+
+
 def _print_peers(options: Options) -> None:
     works = [Work(200, 50)] if options.quick else [Work(200, 500), Work(600, 50)]
     print_peers(roster.chosen(options.only), works=works, rounds=options.rounds_or(2))
@@ -185,6 +198,8 @@ SECTIONS: dict[str, Callable[[Options], None]] = {
     "hooks": print_hooks,
     "queues": print_queues,
     "stealing": print_stealing,
+    "scale": print_scale,
+    "wear": print_wear,
     "sizes": lambda _: print_sizes(),
     "import": print_import,
     "peers": _print_peers,

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from batchkit.model import WakeUp
 from batchkit.stopping import Stop
-from batchkit.store import Store
-from batchkit.sweep import sweep
 from batchkit.worker import Worker
 
 _logger = logging.getLogger("batchkit")
@@ -41,10 +39,10 @@ class LocalQueue:
 
 
 def work_until_stopped(
-    worker: Worker, store: Store, queue: LocalQueue, *, queues: Collection[str] | None, stop: Stop
+    worker: Worker, *, queues: Collection[str] | None, stop: Stop, sweep: Callable[[], object]
 ) -> None:
     """
-    Work whatever is due until a stop is requested, sweeping now and then.
+    Work whatever is due until a stop is requested, and *sweep* now and then.
 
     A database that is away is waited for; what was in flight goes on from its last checkpoint.
     """
@@ -53,7 +51,7 @@ def work_until_stopped(
     while not stop.requested:
         try:
             if time.monotonic() - swept_at > _SWEEP_EVERY_SECONDS:
-                sweep(store, queue)
+                sweep()
                 swept_at = time.monotonic()
             if worker.work_next(queues=queues, stop=stop) is None:
                 stop.wait(_POLL_SECONDS)

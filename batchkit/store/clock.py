@@ -87,6 +87,29 @@ def _on_mysql(element: Moment, compiler: SQLCompiler, **options: Any) -> str:  #
     return f"(utc_timestamp(6) + INTERVAL round(({seconds}) * 1000000) MICROSECOND)"
 
 
+class OneMoment(Moment):
+    """The present moment, *seconds* later: the same for all rows of a statement, so that an index can be searched."""
+
+    name = "batchkit_one_moment"
+    inherit_cache = True
+
+
+@compiles(OneMoment, "postgresql")
+def _one_on_postgresql(element: OneMoment, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401
+    # clock_timestamp() is another moment for each row, and no index can find what is before that.
+    return f"(SELECT {_on_postgresql(element, compiler, **options)})"
+
+
+@compiles(OneMoment, "sqlite")
+def _one_on_sqlite(element: OneMoment, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401
+    return _on_sqlite(element, compiler, **options)
+
+
+@compiles(OneMoment, *_MYSQL)
+def _one_on_mysql(element: OneMoment, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401
+    return _on_mysql(element, compiler, **options)
+
+
 class Later(FunctionElement[datetime]):
     """The later of two moments."""
 
@@ -132,7 +155,18 @@ class Clock:
 
     def after(self, seconds: ColumnElement[float]) -> ColumnElement[datetime]:
         """Give the moment of the statement, *seconds* later."""
+        return Moment(self._shifted(seconds))
+
+    def one(self, seconds: float = 0.0) -> ColumnElement[datetime]:
+        """
+        Give one moment for all rows of a SELECT, *seconds* later, by which an index can be searched.
+
+        Not for the guard of an UPDATE: that is judged again when a lock was waited for, and by a newer moment.
+        """
+        return OneMoment(self._shifted(literal(seconds, Float)))
+
+    def _shifted(self, seconds: ColumnElement[float]) -> ColumnElement[float]:
         if self._shift is None:
-            return Moment(seconds)
+            return seconds
         shift: ColumnElement[float] = bindparam("clock_shift", callable_=self._shift, type_=Float, unique=True)
-        return Moment(seconds + shift)
+        return seconds + shift

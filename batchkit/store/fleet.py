@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -18,15 +19,15 @@ from sqlalchemy import (
     insert,
     literal,
     null,
-    or_,
     select,
+    true,
     type_coerce,
     union_all,
     update,
 )
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.sql.base import Executable
-from sqlalchemy.sql.selectable import Select
+from sqlalchemy.sql.selectable import Select, Subquery
 
 from batchkit.busy import (
     Busy,
@@ -38,7 +39,7 @@ from batchkit.busy import (
     summed_up,
 )
 from batchkit.model import RunId
-from batchkit.states import WORKABLE, PartitionState
+from batchkit.states import PartitionState
 from batchkit.store.clock import UtcTime
 from batchkit.store.database import Database
 from batchkit.store.statements import Statements
@@ -82,25 +83,40 @@ class FleetStatements(Statements):
                 type_coerce(null(), UtcTime).label("since"),
             )
             .join(self.run, run.id == partition.run_id)
-            .where(partition.worker.is_not(None), self.is_live())
+            .where(self.is_held(), self.is_live())
         )
 
     def _waiting(self) -> Select[Any]:
         run, partition = self.run.c, self.partition.c
-        since = func.coalesce(partition.lease_expires_at, partition.due_at, type_=partition.due_at.type)
         is_ready = and_(self.is_free(), self._may_be_claimed())
-        each = (
+        lapsed = func.min(case((is_ready, func.coalesce(partition.lease_expires_at, partition.due_at))))
+        held = (
             select(
+                run.id,
                 run.queue,
                 run.max_workers,
                 func.count(case((is_ready, 1))).label("ready"),
                 func.count(case((self.is_live(), 1))).label("held"),
-                func.min(case((is_ready, since))).label("since"),
+                type_coerce(lapsed, UtcTime()).label("since"),
             )
             .join_from(self.partition, self.run, run.id == partition.run_id)
-            # For the indexes; what it lets through is judged by what is above.
-            .where(or_(partition.worker.is_not(None), partition.state == PartitionState.OPEN))
+            .where(self.is_held())
             .group_by(run.id, run.queue, run.max_workers)
+        )
+        unheld = self._unheld()
+        nobody = literal(0).label("held")
+        both = union_all(
+            held, select(unheld.c.id, unheld.c.queue, unheld.c.max_workers, unheld.c.ready, nobody, unheld.c.since)
+        ).subquery()
+        each = (
+            select(
+                both.c.queue,
+                both.c.max_workers,
+                func.sum(both.c.ready).label("ready"),
+                func.sum(both.c.held).label("held"),
+                func.min(both.c.since).label("since"),
+            )
+            .group_by(both.c.id, both.c.queue, both.c.max_workers)
             .subquery()
         )
         ready = self._has_room_for(each.c.ready, each.c.held, each.c.max_workers)
@@ -109,6 +125,40 @@ class FleetStatements(Statements):
             select(each.c.queue, *nothing, func.sum(ready).label("ready"), func.min(each.c.since).label("since"))
             .where(ready > 0)
             .group_by(each.c.queue)
+        )
+
+    def _unheld(self) -> Subquery:
+        """
+        Count, by run, the partitions that a worker may claim and that nobody has held since they were due.
+
+        They may be a hundred thousand: they are counted in an index, without looking at one of them. That gives those,
+        too, that somebody holds, who are few and counted for themselves.
+        """
+        run, partition = self.run.c, self.partition.c
+        # One moment for both counts; another for each could leave one in neither.
+        moment = select(self._soon().label("soon")).subquery("moment")
+        is_due = and_(
+            partition.run_id == run.id,
+            partition.state == PartitionState.OPEN,
+            partition.due_at <= moment.c.soon,
+        )
+
+        def of_run(value: ColumnElement[Any], *which: ColumnElement[bool]) -> Select[Any]:
+            return select(value).select_from(self.partition).where(is_due, *which).correlate(self.run, moment)
+
+        count = func.count()
+        first = of_run(partition.due_at, partition.worker.is_(None)).order_by(partition.due_at).limit(1)
+        return (
+            select(
+                run.id,
+                run.queue,
+                run.max_workers,
+                (of_run(count).scalar_subquery() - of_run(count, self.is_held()).scalar_subquery()).label("ready"),
+                first.scalar_subquery().label("since"),
+            )
+            .join_from(self.run, moment, true())
+            .where(*self._is_workable())
+            .subquery("unheld")
         )
 
     def _has_room_for(
@@ -120,20 +170,26 @@ class FleetStatements(Statements):
 
     def _may_be_claimed(self) -> ColumnElement[bool]:
         """Tell a partition that a worker may claim, if nobody holds it."""
-        run, partition = self.run.c, self.partition.c
+        partition = self.partition.c
         return and_(
             partition.state == PartitionState.OPEN,
-            # MySQL's clock is that of the statement's start: what was handed on a moment later would be in no count.
-            partition.due_at <= self.clock.after(literal(_SOON_SECONDS, Float)),
-            run.state.in_(WORKABLE),
-            run.requested.is_(None),
-            self.is_not_held_off(),
+            partition.due_at <= self._soon(),
+            *self._is_workable(),
         )
+
+    def _soon(self) -> ColumnElement[datetime]:
+        # MySQL's clock is that of the statement's start: what was handed on a moment later would be in no count.
+        return self.clock.after(literal(_SOON_SECONDS, Float))
+
+    def _is_workable(self) -> list[ColumnElement[bool]]:
+        run = self.run.c
+        return [self.is_workable(), run.requested.is_(None), self.is_not_held_off()]
 
     def held_on(self, instance: str) -> Select[Any]:
         """Count the live leases of the processes of an instance."""
         worker = self.partition.c.worker
-        return select(func.count()).where(worker.startswith(f"{instance}:", autoescape=True), self.is_live())
+        starts = worker.startswith(f"{instance}:", autoescape=True)
+        return select(func.count()).where(self.is_held(), starts, self.is_live())
 
     def present(self) -> Select[Any]:
         """Read the workers that have said lately that they are there."""

@@ -23,8 +23,9 @@ from batchkit.suspicion import Death, Suspicion
 
 #: How long a living worker's lost lease may make the next ones, in seconds.
 _LONGEST_LEASE = 3600.0
-#: How many runs of a job say how long its chunks take.
+#: How many runs of a job, and partitions of each, say how long its chunks take.
 _RUNS_LOOKED_AT = 3
+_PARTITIONS_LOOKED_AT = 20
 
 
 class Leases:
@@ -357,7 +358,9 @@ class Leases:
             known: float = before["chunk_seconds"]
             return known
         # The first chunk of a run: what is known is how long those of the runs before it took.
-        seconds: float | None = tx.execute(self._statements.chunk_seconds_of(job, runs=_RUNS_LOOKED_AT)).scalar_one()
+        seconds: float | None = tx.execute(
+            self._statements.chunk_seconds_of(job, runs=_RUNS_LOOKED_AT, partitions=_PARTITIONS_LOOKED_AT)
+        ).scalar_one()
         return seconds
 
     def _may_come(self, tx: Connection, run: RowMapping, *, is_woken: bool) -> bool:

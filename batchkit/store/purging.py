@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,22 @@ class Purged:
     failures: int = 0
     transitions: int = 0
 
+    def __add__(self, other: Purged) -> Purged:
+        return Purged(
+            runs=self.runs + other.runs,
+            kept=self.kept + other.kept,
+            failures=self.failures + other.failures,
+            transitions=self.transitions + other.transitions,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PurgeStep:
+    """What one short transaction of a purge has removed, and the run that all in front of have been seen to."""
+
+    purged: Purged
+    after: str
+
 
 class PurgeStatements(Statements):
     """The statements that remove runs."""
@@ -45,6 +62,8 @@ class PurgeStatements(Statements):
         """Find runs that ended so long ago, whose end was told, and whose failures nobody may try again."""
         run, transition = self.run.c, self.transition.c
         is_keyed = run.start_key.like(f"{KEYS_OF_USERS}%")
+        # Not EXISTS, for which PostgreSQL may read the whole table once, in the hope that it is small.
+        first = select(transition.id).where(transition.run_id == run.id).order_by(transition.id).limit(1)
         return (
             select(run.id)
             .where(
@@ -58,7 +77,7 @@ class PurgeStatements(Statements):
                 or_(
                     run.start_key.is_(None),
                     ~is_keyed,
-                    exists().where(transition.run_id == run.id),
+                    first.correlate(self.run).scalar_subquery().is_not(None),
                 ),
                 ~exists().where(self._tries_again(run.id)),
             )
@@ -81,13 +100,16 @@ class PurgeStatements(Statements):
         run = self.run.c
         return (
             update(self.run)
-            .where(run.id == run_id, unindexed(run.state).in_(states), run.finished_at <= self.ago(seconds))
+            .where(run.id == run_id, unindexed(run.state).in_(states), unindexed(run.finished_at) <= self.ago(seconds))
             .values(purged_at=self.clock.now(), message=None)
         )
 
     def some_of(self, table: Table, run_id: RunId, limit: int) -> Select[Any]:
         """Find rows of a table that belong to a run."""
-        return select(table.c.id).where(table.c.run_id == run_id).order_by(table.c.id).limit(limit)
+        # As in the order of the index of the run: by an equality the primary key would be in order, too, and PostgreSQL
+        # might walk that past the rows of all other runs.
+        is_of_run = table.c.run_id.between(run_id, run_id)
+        return select(table.c.id).where(is_of_run).order_by(table.c.run_id, table.c.id).limit(limit)
 
     def remove(self, table: Table, ids: Collection[int]) -> Executable:
         """Remove rows by their ids: a range would lock its neighbours on MySQL."""
@@ -123,25 +145,52 @@ class Purging:
 
     def purge(self, *, seconds: float, states: Collection[RunState] = FINAL, limit: int | None = None) -> Purged:
         """Remove the runs that ended more than *seconds* ago, *limit* of them at the most."""
-        runs = kept = failures = transitions = 0
-        after = ""
-        while limit is None or runs + kept < limit:
-            left = _RUNS_AT_ONCE if limit is None else min(_RUNS_AT_ONCE, limit - runs - kept)
-            found = self._find(seconds, states, left, after)
-            for run_id in found:
-                run = self._begin(run_id, seconds, states)
-                if run is not None:
-                    failures += self._remove_all(self._statements.failure, run_id)
-                    transitions += self._remove_all(self._statements.transition, run_id)
-                    is_kept = str(run["start_key"] or "").startswith(KEYS_OF_USERS)
-                    kept += is_kept
-                    runs += not is_kept
-                    if not is_kept:
-                        self._remove_run(run_id)
+        purged = Purged()
+        for step in self.steps(seconds=seconds, states=states, limit=limit):
+            purged += step.purged
+        return purged
+
+    def steps(
+        self,
+        *,
+        seconds: float,
+        states: Collection[RunState] = FINAL,
+        limit: int | None = None,
+        after: str = "",
+        is_at_random: bool = False,
+    ) -> Iterator[PurgeStep]:
+        """
+        Do the same in steps of one short transaction each, behind the run *after*.
+
+        Who takes no further step leaves nothing half done that another purge would not go on with: behind the run that
+        the last step has given. *is_at_random*: many do so at once, and are not to come upon the same runs.
+        """
+        ended = 0
+        while limit is None or ended < limit:
+            found = self._find(
+                seconds, states, min(_RUNS_AT_ONCE, _RUNS_AT_ONCE if limit is None else limit - ended), after
+            )
             if not found:
-                break
+                return
+            for run_id in random.sample(found, len(found)) if is_at_random else found:
+                for purged in self._remove(run_id, seconds, states):
+                    ended += purged.runs + purged.kept
+                    yield PurgeStep(purged, after)
             after = found[-1]
-        return Purged(runs=runs, kept=kept, failures=failures, transitions=transitions)
+            yield PurgeStep(Purged(), after)
+
+    def _remove(self, run_id: RunId, seconds: float, states: Collection[RunState]) -> Iterator[Purged]:
+        run = self._begin(run_id, seconds, states)
+        if run is None:
+            return
+        is_kept = str(run["start_key"] or "").startswith(KEYS_OF_USERS)
+        for number in self._remove_all(self._statements.failure, run_id):
+            yield Purged(failures=number)
+        for number in self._remove_all(self._statements.transition, run_id):
+            yield Purged(transitions=number)
+        if not is_kept:
+            yield from self._remove_run(run_id)
+        yield Purged(runs=int(not is_kept), kept=int(is_kept))
 
     def _find(self, seconds: float, states: Collection[RunState], limit: int, after: str) -> list[RunId]:
         statement = self._statements.purgeable(seconds=seconds, states=states, limit=limit, after=after)
@@ -158,20 +207,23 @@ class Purging:
                 return None
             return tx.execute(self._statements.read_run(run_id)).mappings().one()
 
-    def _remove_all(self, table: Table, run_id: RunId) -> int:
-        removed = 0
+    def _remove_all(self, table: Table, run_id: RunId) -> Iterator[int]:
         while True:
             with self._database.transaction() as tx:
                 ids = tx.execute(self._statements.some_of(table, run_id, _ROWS_AT_ONCE)).scalars().all()
-                if not ids:
-                    return removed
-                removed += tx.execute(self._statements.remove(table, ids)).rowcount
+                removed = tx.execute(self._statements.remove(table, ids)).rowcount if ids else 0
+            if not ids:
+                return
+            yield removed
 
-    def _remove_run(self, run_id: RunId) -> None:
+    def _remove_run(self, run_id: RunId) -> Iterator[Purged]:
         while True:
             with self._database.transaction() as tx:
                 numbers = tx.execute(self._statements.some_partitions(run_id, _ROWS_AT_ONCE)).scalars().all()
-                if not numbers:
+                if numbers:
+                    tx.execute(self._statements.remove_partitions(run_id, numbers))
+                else:
                     tx.execute(self._statements.remove_run(run_id))
-                    return
-                tx.execute(self._statements.remove_partitions(run_id, numbers))
+            if not numbers:
+                return
+            yield Purged()

@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping
+from sqlalchemy import Connection, RowMapping, select
 
 from batchkit.errors import (
     NotSerializable,
@@ -58,7 +58,8 @@ class Records:
 
     def load_in(self, tx: Connection, run_id: RunId) -> RunRecord | None:
         """Read a run as *tx* sees it; None where it sees none."""
-        statement = self._statements.read_records().where(self._database.tables.run.c.id == run_id)
+        id_ = self._database.tables.run.c.id
+        statement = self._statements.read_records(select(id_).where(id_ == run_id))
         row = tx.execute(statement).mappings().one_or_none()
         return None if row is None else _record(row)
 
@@ -80,11 +81,12 @@ class Records:
     ) -> list[RunRecord]:
         """Read the newest runs."""
         run = self._database.tables.run.c
-        statement = self._statements.read_records().order_by(run.id.desc()).limit(limit)
+        chosen = select(run.id).order_by(run.id.desc()).limit(limit)
         if job is not None:
-            statement = statement.where(run.job == job)
+            chosen = chosen.where(run.job == job)
         if states is not None:
-            statement = statement.where(run.state.in_(states))
+            chosen = chosen.where(run.state.in_(states))
+        statement = self._statements.read_records(chosen)
         with self._database.reading() as tx:
             return [_record(row) for row in tx.execute(statement).mappings()]
 

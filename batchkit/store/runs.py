@@ -16,6 +16,7 @@ from batchkit.errors import (
 )
 from batchkit.hooks import Happening, happened
 from batchkit.model import RunError, RunId
+from batchkit.promises import AT_MOST_ONCE
 from batchkit.states import (
     FINAL,
     Request,
@@ -164,8 +165,9 @@ class Runs:
             tx.execute(self._statements.request(run_id, Request.PAUSE))
             tx.execute(self._statements.explain_waiting(run_id, for_person))
             run = tx.execute(self._statements.read_run(run_id)).mappings().one()
-        evicted = tx.execute(self._statements.evict(run_id)).rowcount
-        items_open, unfinished, held, doubtful = tx.execute(self._statements.tally(run_id)).one()
+        evicted = self._evict(tx, run_id)
+        may_doubt = run["delivery"] == AT_MOST_ONCE
+        items_open, unfinished, held, doubtful = tx.execute(self._statements.tally(run_id, may_doubt=may_doubt)).one()
         if doubtful:
             self.doubts.settle(tx, run_id)
         if not items_open and unfinished:
@@ -184,6 +186,11 @@ class Runs:
                 **self._ending(after),
             )
         return after
+
+    def _evict(self, tx: Connection, run_id: RunId) -> int:
+        """End for good the leases of a run that have run out, which nearly always are none."""
+        numbers = [row["number"] for row in tx.execute(self._statements.ended(run_id)).mappings()]
+        return tx.execute(self._statements.evict(run_id, numbers)).rowcount if numbers else 0
 
     def fail(self, tx: Connection, run_id: RunId, error: RunError, *, worker: str) -> RunState:
         """

@@ -52,7 +52,7 @@ class Stealing:
         It is to have no more at once than are worked, so that they double at most.
         """
         with self._database.reading() as tx:
-            if tx.execute(self._statements.first_waiting(run_id)).first() is not None:
+            if tx.execute(self._statements.waiting_range(run_id)).first() is not None:
                 return 0
             run = tx.execute(self._statements.read_run(run_id)).mappings().one_or_none()
             if run is None or not _goes_on(run):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from alembic import context, op
-from sqlalchemy import Column, inspect
+from sqlalchemy import Column, TextClause, inspect
 from sqlalchemy.sql.schema import SchemaItem
 
 from batchkit.store.tables import MYSQL_OPTIONS
@@ -27,10 +27,13 @@ def drop_table(name: str) -> None:
         op.drop_table(name, schema=_schema())
 
 
-def create_index(name: str, table: str, columns: list[str], *, unique: bool = False) -> None:
-    """Make an index."""
+def create_index(
+    name: str, table: str, columns: list[str], *, unique: bool = False, where: TextClause | None = None
+) -> None:
+    """Make an index; with *where*, of those rows only, where the database can."""
     if not _has_index(name, table):
-        op.create_index(name, table, columns, unique=unique, schema=_schema())
+        some: dict[str, Any] = {} if where is None else {"postgresql_where": where, "sqlite_where": where}
+        op.create_index(name, table, columns, unique=unique, schema=_schema(), **some)
 
 
 def drop_index(name: str, table: str) -> None:

@@ -22,6 +22,7 @@ from sqlalchemy import (
     Table,
     Text,
     false,
+    text,
 )
 from sqlalchemy.dialects import mysql
 
@@ -40,6 +41,13 @@ _SERIAL = BigInteger().with_variant(Integer(), "sqlite")
 #: MySQL's TEXT ends at 64 kB, and its FLOAT has 4 bytes.
 LONG_TEXT = Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
 DOUBLE = Float().with_variant(mysql.DOUBLE(asdecimal=False), "mysql", "mariadb")
+
+#: Which partitions a worker holds, or held when its lease ran out.
+IS_HELD = "worker IS NOT NULL"
+#: Which runs try the failures of another again.
+IS_RETRY = "failures_of IS NOT NULL"
+#: Which runs have not ended.
+IS_UNFINISHED = "finished_at IS NULL"
 
 #: How MySQL keeps a table: transactions at all, any character, keys that differ by case as everywhere else, and
 #: indexes of names of 255 characters, for which the row formats that a server may still be set to have no room.
@@ -78,13 +86,21 @@ def _words(kind: type[RunState | Request | PartitionState | PartitionKind]) -> E
     )
 
 
+def _index_of_some(name: str, *columns: str, where: str) -> Index:
+    """Give an index of some rows; on MySQL, which has no such thing, of all."""
+    return Index(name, *columns, postgresql_where=text(where), sqlite_where=text(where))
+
+
 @functools.cache
 def tables(schema: str | None = None) -> Tables:
     """
     Give the tables in *schema*; their metadata can be part of a user's own Alembic environment.
 
-    The checkpoint updates one partition row over and over. No index may name a column whose value it changes: on
-    PostgreSQL that would end heap-only updates, and the table would grow with every chunk.
+    The checkpoint updates one partition row over and over. No index may name a column whose value it changes, or a
+    renewal does: on PostgreSQL that would end heap-only updates, and the table would grow with every chunk.
+
+    What waits is found run by run, from the few runs that are not over, so each index of the partitions that says so
+    begins with the run: one over all of them would go through what failed runs have left open.
     """
     metadata = MetaData(schema=schema)
     run = Table(
@@ -150,6 +166,12 @@ def tables(schema: str | None = None) -> Tables:
         Index("ix_batchkit_run_start_key", "start_key", unique=True),
         Index("ix_batchkit_run_active_key", "active_key", unique=True),
         Index("ix_batchkit_run_announce", "announce_at"),
+        # The runs of a job that were begun last, behind any number that were not.
+        Index("ix_batchkit_run_started", "job", "started_at"),
+        # Of those only: SQLite takes the many that are NULL for as many that are equal, and would read the whole table.
+        _index_of_some("ix_batchkit_run_failures_of", "failures_of", where=IS_RETRY),
+        # Those that are not over, which lie together where rows are in the order of their ends.
+        _index_of_some("ix_batchkit_run_unfinished", "finished_at", where=IS_UNFINISHED),
         **MYSQL_OPTIONS,
     )
     partition = Table(
@@ -200,8 +222,12 @@ def tables(schema: str | None = None) -> Tables:
         Column("cuts_wanted", Integer, nullable=False, server_default="0"),
         PrimaryKeyConstraint("run_id", "number"),
         ForeignKeyConstraint(["run_id"], [run.c.id], ondelete="CASCADE"),
-        Index("ix_batchkit_partition_due", "state", "due_at"),
-        # Finds what is held among all that is not; a checkpoint does not change it.
+        # What waits longest in a run, in order, and whether anything is left in it.
+        Index("ix_batchkit_partition_waiting", "run_id", "state", "due_at", "number"),
+        # Which of its wake-ups are under way.
+        Index("ix_batchkit_partition_resend", "run_id", "resend_at"),
+        # What is held of a run, and at all, among all that is not.
+        _index_of_some("ix_batchkit_partition_held", "run_id", "worker", where=IS_HELD),
         Index("ix_batchkit_partition_worker", "worker"),
         **MYSQL_OPTIONS,
     )

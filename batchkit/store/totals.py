@@ -49,7 +49,7 @@ class TotalsStatements(Statements):
         return (
             select(run.job, func.sum(run.total).label("items"), is_unknown.label("unknown"))
             # Named, so that the index on the state finds these few.
-            .where(run.state.in_(sorted({*RunState} - FINAL)), run.is_dry_run.is_(false()))
+            .where(run.finished_at.is_(None), run.state.in_(sorted({*RunState} - FINAL)), run.is_dry_run.is_(false()))
             .group_by(run.job)
         )
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Float, Text, and_, case, cast, false, func, inspect, literal, null, or_, select
+from sqlalchemy import BigInteger, Float, Text, and_, case, cast, false, func, inspect, literal, null, select, union_all
 from sqlalchemy.engine import Connection
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import Select
 
 from batchkit.busy import OVERRUN, OVERRUN_SECONDS
 from batchkit.errors import InvalidDatabase
-from batchkit.states import PartitionState
 from batchkit.store.clock import Clock
 from batchkit.store.database import Database
 from batchkit.store.fleet import FleetStatements
@@ -83,22 +82,34 @@ class _ViewStatements(FleetStatements):
         out meanwhile. It says what `kit.busy()` does.
         """
         run, partition = self.run.c, self.partition.c
-        is_held = and_(partition.worker.is_not(None), self.is_live())
         standing = case(
-            (and_(is_held, self._is_interruptible()), "interruptible"),
-            (is_held, "protected"),
+            (and_(self.is_live(), self._is_interruptible()), "interruptible"),
+            (self.is_live(), "protected"),
             (and_(self.is_free(), self._may_be_claimed()), "ready"),
         )
-        each = (
+        each_held = (
             select(
-                cast(run.queue, Text).label("queue"),
+                run.id,
+                run.queue,
                 run.max_workers,
                 *(func.count(case((standing == name, 1))).label(name) for name in _STANDINGS),
             )
             .join_from(self.partition, self.run, run.id == partition.run_id)
-            # For the indexes; what it lets through is judged by what is above.
-            .where(or_(partition.worker.is_not(None), partition.state == PartitionState.OPEN))
+            .where(self.is_held())
             .group_by(run.id, run.queue, run.max_workers)
+        )
+        unheld = self._unheld().c
+        nobody = [literal(0) for _ in _STANDINGS[1:]]
+        both = union_all(
+            each_held, select(unheld.id, unheld.queue, unheld.max_workers, unheld.ready, *nobody)
+        ).subquery("held_and_not")
+        each = (
+            select(
+                cast(both.c.queue, Text).label("queue"),
+                both.c.max_workers,
+                *(func.sum(both.c[name]).label(name) for name in _STANDINGS),
+            )
+            .group_by(both.c.id, both.c.queue, both.c.max_workers)
             .subquery("each_run")
         )
         interruptible, protected = func.sum(each.c.interruptible), func.sum(each.c.protected)

@@ -37,10 +37,11 @@ class WakeUps:
             run = tx.execute(self._statements.read_run(run_id)).mappings().one_or_none()
         return run is not None and run["partitions"] > 1
 
-    def short_of_workers(self, *, limit: int) -> list[RunId]:
-        """Find runs with several partitions that could have another worker."""
+    def short_of_workers(self, *, limit: int, window: int) -> list[RunId]:
+        """Find runs with several partitions that could have another worker: `take_shares` would give some for them."""
+        statement = self._statements.short_of_workers(limit, window=window)
         with self._database.reading() as tx:
-            return [RunId(found) for found in tx.execute(self._statements.short_of_workers(limit)).scalars()]
+            return [RunId(found) for found in tx.execute(statement).scalars()]
 
     def take_shares(self, run_id: RunId, *, window: int) -> list[WakeUp]:
         """
@@ -62,9 +63,9 @@ class WakeUps:
         overdue = self._wake_ups(statement.limit(missing))
         return [wake_up for wake_up in overdue if self._take_resend(wake_up, patience=_next_patience(wake_up))]
 
-    def all_waiting(self, *, limit: int) -> list[WakeUp]:
-        """Find what waits for a worker now."""
-        return self._wake_ups(self._statements.wake_ups().limit(limit))
+    def first_of_each_run(self, *, limit: int) -> list[WakeUp]:
+        """Find the runs of which something waits for a worker now, and of each what has waited longest."""
+        return self._wake_ups(self._statements.first_wake_ups().limit(limit))
 
     def take_resend(self, wake_up: WakeUp) -> bool:
         """

@@ -596,7 +596,7 @@ def test_no_more_wake_ups_are_sent_than_workers_may_come(queued: BatchKit, done:
     claimed = [store.leases.claim(run.id, each.partition, worker="w", seconds=60) for each in sent]
     assert None not in claimed
     assert [] == store.wake_ups.take_shares(run.id, window=WINDOW)
-    assert [] == store.wake_ups.short_of_workers(limit=10)
+    assert [] == store.wake_ups.short_of_workers(limit=10, window=4)
 
 
 def test_an_interrupted_run_goes_on_in_all_its_partitions(queued: BatchKit, done: Ledger):

@@ -327,6 +327,11 @@ def test_updates_of_one_row_find_it_by_its_id_and_by_no_other_index(mysql_url: s
             statements.protect(lease, is_protected=True),
             statements.postpone(run_id, 0, wake_no=1, seconds=20),
             statements.expire("worker", run_id),
+            statements.evict(run_id, [0]),
+            statements.make_due(run_id, is_shared=True),
+            statements.send_anew(run_id, 0, 1),
+            statements.suspect_held(lease, None),
+            statements.change_message(run_id, "message"),
             purging.begin_purge(run_id, seconds=20, states=FINAL),
             purging.remove_run(run_id),
         ]

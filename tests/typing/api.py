@@ -61,7 +61,7 @@ class User(Base):
 
 
 kit = BatchKit("sqlite:///app.db", queue=LocalQueue(processes=2), schema=None)
-inline = BatchKit(queue=InlineQueue())
+inline = BatchKit(queue=InlineQueue(), purge_older_than=timedelta(days=90))
 
 
 # rows() gives what the select gives, in SQLAlchemy 2.0 and 2.1 alike.

@@ -32,7 +32,7 @@ class Announcing(Terms):
 
     def is_announcement_due(self) -> ColumnElement[bool]:
         """Say that the message of a run that has ended has not told of it in time."""
-        return self.run.c.announce_at <= self.clock.now()
+        return self.run.c.announce_at <= self.clock.one()
 
     def unannounced(self) -> Select[Any]:
         """Read the messages that are to tell of the ends of runs."""

@@ -8,19 +8,23 @@ from typing import Any
 
 from sqlalchemy import (
     Float,
+    and_,
     case,
     func,
     literal,
     select,
+    union,
     update,
 )
 from sqlalchemy.sql.base import Executable
 from sqlalchemy.sql.selectable import Select
 
 from batchkit.model import RunId
-from batchkit.states import WORKABLE, PartitionState
+from batchkit.states import PartitionState
 from batchkit.store.clock import Later
 from batchkit.store.statements.terms import Terms, unindexed
+
+_OVERLAP_SECONDS = 1.0
 
 
 class Claiming(Terms):
@@ -36,21 +40,9 @@ class Claiming(Terms):
         could be claimed, or since a worker last came for it.
         """
         run, partition = self.run.c, self.partition.c
-        waits = (
-            partition.run_id == run.id,
-            partition.state == PartitionState.OPEN,
-            partition.due_at <= self.clock.now(),
-            self.is_free(),
-        )
-        due = select(func.min(partition.due_at)).where(*waits).correlate(self.run).scalar_subquery()
-        number = select(partition.number).where(*waits).order_by(partition.due_at, partition.number).limit(1)
-        found = select(
-            run.id.label("run_id"),
-            number.correlate(self.run).scalar_subquery().label("number"),
-            due.label("due_at"),
-            run.turn_at,
-        ).where(
-            run.state.in_(WORKABLE),
+        due = self.first_waiting(partition.due_at, of=run.id).correlate(self.run).scalar_subquery()
+        found = select(run.id.label("run_id"), due.label("due_at"), run.turn_at).where(
+            self.is_workable(),
             run.requested.is_(None),
             run.job.in_(jobs),
             self.is_not_held_off(),
@@ -61,12 +53,16 @@ class Claiming(Terms):
         if besides:
             found = found.where(run.id.not_in(besides))
         each = found.subquery()
-        return (
-            select(each.c.run_id, each.c.number)
+        turn = Later(each.c.turn_at, each.c.due_at).label("turn")
+        chosen = (
+            select(each.c.run_id, turn)
             .where(each.c.due_at.is_not(None))
-            .order_by(Later(each.c.turn_at, each.c.due_at), each.c.run_id)
+            .order_by(turn, each.c.run_id)
             .limit(limit)
+            .subquery()
         )
+        number = self.first_waiting(partition.number, of=chosen.c.run_id).correlate(chosen).scalar_subquery()
+        return select(chosen.c.run_id, number.label("number")).order_by(chosen.c.turn, chosen.c.run_id)
 
     def claimable_in(self, run_id: RunId, *, is_due: bool, limit: int) -> Select[Any]:
         """
@@ -75,27 +71,30 @@ class Claiming(Terms):
         Those come last for which another worker is on its way.
         """
         run, partition = self.run.c, self.partition.c
-        statement = (
-            select(partition.number)
+        waiting = (
+            select(partition.number, partition.due_at, partition.resend_at)
             .join(self.run, run.id == partition.run_id)
             .where(
                 partition.run_id == run_id,
                 partition.state == PartitionState.OPEN,
                 self.is_free(),
-                run.state.in_(WORKABLE),
+                self.is_workable(),
                 run.requested.is_(None),
                 self.has_room(),
             )
-            .order_by(case((self.is_overdue(), 0), else_=1), partition.due_at, partition.number)
-            .limit(limit)
         )
-        if not is_due:
-            return statement
-        return statement.where(partition.due_at <= self.clock.now(), self.is_not_held_off())
+        if is_due:
+            waiting = waiting.where(unindexed(partition.due_at) <= self.clock.now(), self.is_not_held_off())
+        # Two parts, for an index each; what is overdue between them is in both, and the union has it once.
+        first = waiting.where(self.is_overdue()).order_by(partition.due_at, partition.number).limit(limit).subquery()
+        others = waiting.where(partition.resend_at > self.clock.one(-_OVERLAP_SECONDS)).subquery()
+        found = union(select(first), select(others)).subquery()
+        is_last = and_(found.c.resend_at.is_not(None), found.c.resend_at > self.clock.now())
+        return select(found.c.number).order_by(case((is_last, 1), else_=0), found.c.due_at, found.c.number).limit(limit)
 
     def workers(self, run_id: RunId) -> Select[Any]:
         """Count the live leases on a run."""
-        return select(func.count()).where(self.partition.c.run_id == run_id, self.is_live())
+        return select(func.count()).where(self.partition.c.run_id == run_id, self.is_held(), self.is_live())
 
     def is_held_off(self, run_id: RunId) -> Select[Any]:
         """Tell whether a throttle holds all partitions of a run off."""
@@ -132,7 +131,7 @@ class Claiming(Terms):
         lasts = case(
             (self.partition.c.lease_seconds > seconds, self.partition.c.lease_seconds), else_=literal(seconds, Float)
         )
-        claimed = update(self.partition).where(
+        claimed = self.update_partition().where(
             self.partition.c.run_id == run_id,
             self.partition.c.number == number,
             unindexed(self.partition.c.state) == PartitionState.OPEN,
@@ -164,7 +163,7 @@ class Claiming(Terms):
         It is due all the same: it is work that waits, and an autoscaler must not take it for none.
         """
         partition = self.partition.c
-        postponed = update(self.partition).where(
+        postponed = self.update_partition().where(
             partition.run_id == run_id,
             partition.number == number,
             unindexed(partition.state) == PartitionState.OPEN,
@@ -174,17 +173,25 @@ class Claiming(Terms):
             postponed = postponed.where(partition.wake_no == wake_no)
         return postponed.values(resend_at=self.clock.after(literal(seconds, Float)), patience_seconds=None)
 
-    def chunk_seconds_of(self, job: str, *, runs: int) -> Select[Any]:
-        """Give how long the chunks of the newest *runs* of a job were expected to take, at the most."""
+    def chunk_seconds_of(self, job: str, *, runs: int, partitions: int) -> Select[Any]:
+        """
+        Give how long the chunks of the newest *runs* of a job were expected to take, at the most.
+
+        Of each the first *partitions* are looked at: there may be ten thousand.
+        """
         run, partition = self.run.c, self.partition.c
         newest = (
             select(run.id)
             .where(run.job == job, run.started_at.is_not(None))
-            .order_by(run.id.desc())
+            .order_by(run.started_at.desc())
             .limit(runs)
             .subquery()
         )
-        return select(func.max(partition.chunk_seconds)).join(newest, newest.c.id == partition.run_id)
+        return (
+            select(func.max(partition.chunk_seconds))
+            .join(newest, newest.c.id == partition.run_id)
+            .where(partition.number < partitions)
+        )
 
     def reserved_until(self, run_id: RunId) -> Select[Any]:
         """Read until when the rate of a run is reserved, and the moment; under the run's lock."""

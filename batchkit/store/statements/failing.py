@@ -9,8 +9,9 @@ from sqlalchemy import (
     false,
     func,
     insert,
-    or_,
     select,
+    tuple_,
+    union_all,
     update,
 )
 from sqlalchemy.sql.base import Executable
@@ -72,7 +73,14 @@ class Failing(Terms):
 
     def last_open_failure(self, run_id: RunId, *, in_doubt: bool) -> Select[Any]:
         """Read the number of the newest failure of a run that is not resolved."""
-        return select(func.max(self.failure.c.id)).where(*self._is_open(run_id, in_doubt=in_doubt))
+        failure = self.failure.c
+        newest = (
+            select(failure.id)
+            .where(failure.run_id.between(run_id, run_id), *self._is_open(run_id, in_doubt=in_doubt)[1:])
+            .order_by(failure.run_id.desc(), failure.id.desc())
+            .limit(1)
+        )
+        return select(newest.scalar_subquery())
 
     def count_open_failures(self, run_id: RunId, *, in_doubt: bool) -> Select[Any]:
         """Count the failures of a run that are not resolved."""
@@ -80,11 +88,25 @@ class Failing(Terms):
 
     def failures(self, run_id: RunId, *, after: int, limit: int) -> Select[Any]:
         """Read the failures of a run, and those that it tried again for another, oldest first."""
-        failure = self.failure
+        failure = self.failure.c
+        # A page from each of two indexes; of both at once, all that is in them would be read for each page.
+        own = self._page(failure.run_id, run_id, after=after, limit=limit)
+        of_others = self._page(failure.retried_by, run_id, after=after, limit=limit).where(failure.run_id != run_id)
+        found = union_all(*(select(page.subquery().c.id) for page in (own, of_others))).subquery()
+        return select(self.failure).join(found, found.c.id == failure.id).order_by(failure.id).limit(limit)
+
+    def _page(self, column: ColumnElement[str | None], run_id: RunId, *, after: int, limit: int) -> Select[Any]:
+        """
+        Find failures by the run in one of their columns, behind one of them, in the order of that column's index.
+
+        An equality would let PostgreSQL order them by the primary key just as well, and walk that until enough are
+        found: past those of all other runs, where it is the only one of them that failed long ago, or lately.
+        """
+        id_ = self.failure.c.id
         return (
-            select(failure)
-            .where(or_(failure.c.run_id == run_id, failure.c.retried_by == run_id), failure.c.id > after)
-            .order_by(failure.c.id)
+            select(id_)
+            .where(column.between(run_id, run_id), id_ > after, tuple_(column, id_) > tuple_(run_id, after))
+            .order_by(column, id_)
             .limit(limit)
         )
 
@@ -99,7 +121,7 @@ class Failing(Terms):
         """Count what is in doubt in a partition, and have done with it; no row where it has moved on meanwhile."""
         partition = self.partition.c
         return (
-            update(self.partition)
+            self.update_partition()
             .where(
                 partition.run_id == run_id,
                 partition.number == number,

@@ -13,7 +13,6 @@ from sqlalchemy import (
     func,
     literal,
     select,
-    update,
 )
 from sqlalchemy.sql.base import Executable
 from sqlalchemy.sql.dml import ReturningUpdate, Update
@@ -43,7 +42,7 @@ class Holding(Terms):
         partition = self.partition.c
         since = bindparam("locked_at", type_=String) if one_writer else self.clock.now()
         return (
-            update(self.partition)
+            self.update_partition()
             .where(
                 partition.run_id == bindparam("run_id", type_=String),
                 partition.number == bindparam("number_", type_=Integer),
@@ -101,7 +100,7 @@ class Holding(Terms):
     def renew(self, lease: Lease) -> Executable:
         """Push the end of a live lease forward, never backwards."""
         return (
-            update(self.partition)
+            self.update_partition()
             .where(self.is_held_by(lease), self.is_live())
             .values(lease_expires_at=self.renewed(literal(lease.seconds, Float)))
         )
@@ -109,7 +108,7 @@ class Holding(Terms):
     def lengthen(self, lease: Lease) -> Executable:
         """Make the partition's next leases twice as long: its worker lived but could not renew this one in time."""
         return (
-            update(self.partition)
+            self.update_partition()
             .where(
                 self.partition.c.run_id == lease.run_id,
                 self.partition.c.number == lease.number,
@@ -120,7 +119,7 @@ class Holding(Terms):
 
     def protect(self, lease: Lease, *, is_protected: bool) -> Executable:
         """Write down whether the holder of a live lease must not be stopped."""
-        return update(self.partition).where(self.is_held_by(lease), self.is_live()).values(is_protected=is_protected)
+        return self.update_partition().where(self.is_held_by(lease), self.is_live()).values(is_protected=is_protected)
 
     def release(self, lease: Lease, *, state: PartitionState, delay: float) -> Executable:
         """
@@ -131,7 +130,7 @@ class Holding(Terms):
         """
         is_left = delay > 0 or lease.partitions > 1
         return (
-            update(self.partition)
+            self.update_partition()
             .where(self.is_held_by(lease))
             .values(
                 holder=None,
@@ -145,4 +144,4 @@ class Holding(Terms):
 
     def suspect_held(self, lease: Lease, suspicion: str | None) -> Executable:
         """Write down what a partition is suspected of, where it is still its holder's."""
-        return update(self.partition).where(self.is_held_by(lease)).values(suspicion=suspicion)
+        return self.update_partition().where(self.is_held_by(lease)).values(suspicion=suspicion)

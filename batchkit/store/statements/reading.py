@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import (
+    and_,
     case,
     func,
     or_,
     select,
 )
-from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import Select
 
 from batchkit.model import RunId
@@ -25,18 +25,35 @@ class Reading(Terms):
         """Read the name of a run's job."""
         return select(self.run.c.job).where(self.run.c.id == run_id)
 
-    def read_records(self) -> Select[Any]:
-        """Read runs with their progress, in this one statement, so that the counters belong together."""
-        partition = self.partition.c
-        return select(
-            self.run,
-            self._of_items(func.coalesce(func.sum(partition.done), 0)).label("done"),
-            self._of_items(func.coalesce(func.sum(partition.failed), 0)).label("failed"),
-            self._of_items(func.coalesce(func.sum(partition.in_doubt), 0)).label("in_doubt"),
-            self._of_items(count_if(self.is_live())).label("workers"),
-            self._of_items(func.sum(case((self.is_live(), partition.rate)))).label("rate"),
-            self._of_items(func.max(partition.chunk_size)).label("chunk_size"),
-            self.clock.now().label("read_at"),
+    def read_records(self, chosen: Select[tuple[str]]) -> Select[Any]:
+        """
+        Read the runs whose ids are *chosen*, the newest first, with their progress.
+
+        In this one statement, so that the counters belong together, and each partition is read once.
+        """
+        run, partition, ids = self.run.c, self.partition.c, chosen.subquery("chosen")
+        id_ = ids.c[0]
+        sums = (
+            select(
+                id_.label("run_id"),
+                func.coalesce(func.sum(partition.done), 0).label("done"),
+                func.coalesce(func.sum(partition.failed), 0).label("failed"),
+                func.coalesce(func.sum(partition.in_doubt), 0).label("in_doubt"),
+                count_if(self.is_live()).label("workers"),
+                func.sum(case((self.is_live(), partition.rate))).label("rate"),
+                func.max(partition.chunk_size).label("chunk_size"),
+            )
+            .join_from(
+                ids, self.partition, and_(partition.run_id == id_, partition.kind == PartitionKind.ITEMS), isouter=True
+            )
+            .group_by(id_)
+            .subquery("sums")
+        )
+        counters = [column for column in sums.c if column.name != "run_id"]
+        return (
+            select(self.run, *counters, self.clock.now().label("read_at"))
+            .join(sums, sums.c.run_id == run.id)
+            .order_by(run.id.desc())
         )
 
     def read_partitions(self, run_id: RunId) -> Select[Any]:
@@ -76,7 +93,3 @@ class Reading(Terms):
             )
             .group_by(run.job)
         )
-
-    def _of_items(self, value: ColumnElement[Any]) -> ColumnElement[Any]:
-        of_run = (self.partition.c.run_id == self.run.c.id, self.partition.c.kind == PartitionKind.ITEMS)
-        return select(value).where(*of_run).correlate(self.run).scalar_subquery()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import (
-    and_,
     exists,
+    false,
     insert,
+    or_,
     select,
     update,
 )
@@ -19,7 +21,7 @@ from sqlalchemy.sql.selectable import Select
 from batchkit.model import RunId
 from batchkit.promises import AT_LEAST_ONCE, EXACTLY_ONCE
 from batchkit.states import FINAL, PartitionKind, PartitionState, Request, RunState
-from batchkit.store.statements.terms import Terms, count_if, unindexed
+from batchkit.store.statements.terms import Terms, unindexed
 
 
 class Settling(Terms):
@@ -73,23 +75,46 @@ class Settling(Terms):
             .values(requested=wanted)
         )
 
-    def tally(self, run_id: RunId) -> Select[Any]:
-        """Count a run's open partitions of items, those of any kind not final, live leases, and doubts left."""
-        partition = self.partition.c
-        counts: list[ColumnElement[Any]] = [
-            count_if(and_(partition.kind == PartitionKind.ITEMS, partition.state == PartitionState.OPEN)),
-            count_if(partition.state != PartitionState.FINAL),
-            count_if(self.is_live()),
-            count_if(and_(partition.doubt.is_not(None), partition.holder.is_(None))),
-        ]
-        return select(*counts).where(partition.run_id == run_id)
+    def tally(self, run_id: RunId, *, may_doubt: bool) -> Select[Any]:
+        """
+        Tell whether a run has open partitions of items, any not final, live leases, and doubts left.
 
-    def evict(self, run_id: RunId) -> Executable:
-        """End for good the leases of a run that have run out: a holder that wakes up later is stale."""
+        It is asked whenever a partition is given back, so none of it may read all of them; doubts, which no index has,
+        are looked for where there *may* be any.
+        """
+        partition = self.partition.c
+        of_run = partition.run_id == run_id
+        is_doubtful = exists().where(of_run, partition.doubt.is_not(None), partition.holder.is_(None))
+        facts: tuple[ColumnElement[Any], ...] = (
+            self._has_any(run_id, PartitionState.OPEN, partition.kind == PartitionKind.ITEMS),
+            or_(*(self._has_any(run_id, state) for state in PartitionState if state is not PartitionState.FINAL)),
+            exists().where(of_run, self.is_held(), self.is_live()),
+            is_doubtful if may_doubt else false(),
+        )
+        return select(*facts)
+
+    def _has_any(self, run_id: RunId, state: PartitionState, *which: ColumnElement[bool]) -> ColumnElement[bool]:
+        """Tell whether a run has a partition in a state; in the order of the index, lest others be looked at."""
+        partition = self.partition.c
+        first = (
+            select(partition.number)
+            .where(partition.run_id == run_id, partition.state == state, *which)
+            .order_by(partition.due_at, partition.number)
+            .limit(1)
+        )
+        return first.scalar_subquery().is_not(None)
+
+    def evict(self, run_id: RunId, numbers: Collection[int]) -> Executable:
+        """End for good leases of a run that have run out: a holder that wakes up later is stale."""
         partition = self.partition.c
         return (
-            update(self.partition)
-            .where(partition.run_id == run_id, partition.holder.is_not(None), self.is_free())
+            self.update_partition()
+            .where(
+                partition.run_id == run_id,
+                partition.number.in_(numbers),
+                partition.holder.is_not(None),
+                self.is_free(),
+            )
             .values(
                 fence=partition.fence + 1,
                 holder=None,
@@ -104,7 +129,7 @@ class Settling(Terms):
         """Let workers claim the run's `finish`."""
         partition = self.partition.c
         return (
-            update(self.partition)
+            self.update_partition()
             .where(partition.run_id == run_id, partition.state == PartitionState.WAITING)
             .values(
                 state=PartitionState.OPEN,
@@ -117,7 +142,7 @@ class Settling(Terms):
         """Let a run's partitions be claimed at once; who asks for it wakes workers up, by and by where *is_shared*."""
         partition = self.partition.c
         return (
-            update(self.partition)
+            self.update_partition()
             .where(partition.run_id == run_id)
             .values(
                 due_at=self.clock.now(),
@@ -140,7 +165,7 @@ class Settling(Terms):
         """Let a worker's leases on a run be over."""
         partition = self.partition.c
         return (
-            update(self.partition)
+            self.update_partition()
             .where(partition.run_id == run_id, unindexed(partition.worker) == worker, self.is_live())
             .values(lease_expires_at=self.clock.now())
         )
@@ -148,14 +173,21 @@ class Settling(Terms):
     def unattended(self, limit: int, run_id: RunId | None = None) -> Select[Any]:
         """Find runs, or the one asked for, that are running though nobody holds a lease on them."""
         run, partition = self.run.c, self.partition.c
-        attended = exists().where(partition.run_id == run.id, self.is_live())
-        found = select(run.id).where(run.state == RunState.RUNNING, ~attended).order_by(run.id).limit(limit)
+        attended = exists().where(partition.run_id == run.id, self.is_held(), self.is_live())
+        found = (
+            select(run.id)
+            .where(run.finished_at.is_(None), run.state == RunState.RUNNING, ~attended)
+            .order_by(run.id)
+            .limit(limit)
+        )
         return found if run_id is None else found.where(run.id == run_id)
 
     def ended(self, run_id: RunId) -> Select[Any]:
         """Read the partitions of a run whose holders' leases have run out."""
         partition = self.partition.c
-        return select(self.partition).where(partition.run_id == run_id, partition.holder.is_not(None), self.is_free())
+        return select(self.partition).where(
+            partition.run_id == run_id, self.is_held(), partition.holder.is_not(None), self.is_free()
+        )
 
     def suspects(self, run_id: RunId) -> Select[Any]:
         """Read the partitions of a run that are suspected of something."""
@@ -165,7 +197,7 @@ class Settling(Terms):
         """Write down what a partition is suspected of, unless it was claimed meanwhile."""
         partition = self.partition.c
         return (
-            update(self.partition)
+            self.update_partition()
             .where(partition.run_id == run_id, partition.number == number, partition.fence == fence)
             .values(suspicion=suspicion)
         )

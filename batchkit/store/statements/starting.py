@@ -15,7 +15,7 @@ from sqlalchemy.sql.selectable import Select
 
 from batchkit.model import Lease, NewRun, Plan, Range, RunId
 from batchkit.states import PartitionKind, PartitionState, RunState
-from batchkit.store.statements.terms import Terms
+from batchkit.store.statements.terms import Terms, unindexed
 
 _SHORTEST_CARRY = "{}"
 
@@ -120,7 +120,7 @@ class Starting(Terms):
         state = PartitionState.FINAL if range_ is None else PartitionState.OPEN
         bounds = range_ or Range()
         return (
-            update(self.partition)
+            self.update_partition()
             .where(self.is_held_by(lease))
             .values(cursor=bounds.after, until=bounds.until, state=state)
         )
@@ -133,7 +133,7 @@ class Starting(Terms):
     def change_message(self, run_id: RunId, message: str) -> Executable:
         """Write another message down for a run that has not ended."""
         run = self.run.c
-        return update(self.run).where(run.id == run_id, run.finished_at.is_(None)).values(message=message)
+        return update(self.run).where(run.id == run_id, unindexed(run.finished_at).is_(None)).values(message=message)
 
     def run_with_key(self, start_key: str) -> Select[Any]:
         """Find the run that a start has made."""

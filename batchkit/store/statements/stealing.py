@@ -10,7 +10,6 @@ from sqlalchemy import (
     func,
     literal,
     select,
-    update,
 )
 from sqlalchemy.sql.base import Executable
 from sqlalchemy.sql.elements import ColumnElement
@@ -24,7 +23,7 @@ from batchkit.store.statements.terms import Terms, count_if, unindexed
 class Stealing(Terms):
     """The SQL of ranges that are cut while they are worked, for workers that find nothing else of a run."""
 
-    def first_waiting(self, run_id: RunId) -> Select[Any]:
+    def waiting_range(self, run_id: RunId) -> Select[Any]:
         """Find a partition of a run's items that a worker could claim now."""
         partition = self.partition.c
         return (
@@ -62,7 +61,7 @@ class Stealing(Terms):
         """Want a partition cut into so many ranges more, where it still has the holder that it had."""
         partition = self.partition.c
         return (
-            update(self.partition)
+            self.update_partition()
             .where(
                 partition.run_id == run_id,
                 partition.number == number,
@@ -74,7 +73,7 @@ class Stealing(Terms):
 
     def want_no_cuts(self, lease: Lease) -> Executable:
         """Take note that a partition is not cut now."""
-        return update(self.partition).where(self.is_held_by(lease)).values(cuts_wanted=0)
+        return self.update_partition().where(self.is_held_by(lease)).values(cuts_wanted=0)
 
     def shorten(self, lease: Lease, *, until: str) -> Executable:
         """
@@ -85,7 +84,7 @@ class Stealing(Terms):
         partition = self.partition.c
         ends = partition.until.is_(None) if lease.until is None else partition.until == lease.until
         return (
-            update(self.partition)
+            self.update_partition()
             .where(
                 self.is_held_by(lease),
                 self.is_live(),

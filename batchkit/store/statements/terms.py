@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     Float,
@@ -11,13 +11,18 @@ from sqlalchemy import (
     case,
     func,
     literal,
+    not_,
     null,
     or_,
     select,
+    update,
 )
+from sqlalchemy.sql.dml import Update
 from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.selectable import Select
 
 from batchkit.model import Lease
+from batchkit.states import FINAL, WORKABLE, PartitionState, RunState
 from batchkit.store.clock import Clock, Later
 from batchkit.store.tables import Tables
 
@@ -43,6 +48,18 @@ class Terms:
         self.worker = tables.worker
         self.clock = clock
 
+    def update_partition(self) -> Update:
+        """
+        Begin an UPDATE of partitions, which are found by their run and number and by no other index.
+
+        Where a table is small MySQL may take any index that begins with the run. It would lock the entry there before
+        the row, and deadlock with who has the row and changes the entry.
+        """
+        by_key, made = "FORCE INDEX (PRIMARY)", update(self.partition)
+        for name in ("mysql", "mariadb"):
+            made = made.with_hint(by_key, dialect_name=name)
+        return made
+
     def is_held_by(self, lease: Lease) -> ColumnElement[bool]:
         """Say that a partition is held under this very lease, live or not."""
         partition = self.partition.c
@@ -62,21 +79,52 @@ class Terms:
         """Say that somebody has a live lease on a partition."""
         return self.partition.c.lease_expires_at > self.clock.now()
 
+    def is_held(self) -> ColumnElement[bool]:
+        """Say that somebody holds a partition, or did when the lease ran out; an index finds these few."""
+        return self.partition.c.worker.is_not(None)
+
+    def is_workable(self) -> ColumnElement[bool]:
+        """
+        Say that workers may claim partitions of a run, in words by which an index finds these few.
+
+        Where a run has no end it is in no state of those that have ended. Both at once would have PostgreSQL think that
+        they are fewer by far than they are, and compare each with each.
+        """
+        is_unworkable = self.run.c.state.in_(sorted({*RunState} - FINAL - WORKABLE))
+        return and_(self.run.c.finished_at.is_(None), not_(is_unworkable))
+
     def is_not_held_off(self) -> ColumnElement[bool]:
         """Say that no throttle holds all of a run off."""
         return or_(self.run.c.held_until.is_(None), self.run.c.held_until <= self.clock.now())
 
     def has_room(self) -> ColumnElement[bool]:
         """Say that a run may have another worker."""
-        run, other = self.run.c, self.partition.alias("other")
-        workers = (
+        return or_(self.run.c.max_workers.is_(None), self.live_leases() < self.run.c.max_workers)
+
+    def live_leases(self) -> ColumnElement[int]:
+        """Count the live leases of a run."""
+        other = self.partition.alias("other").c
+        return (
             select(func.count())
-            .select_from(other)
-            .where(other.c.run_id == run.id, other.c.lease_expires_at > self.clock.now())
+            .where(other.run_id == self.run.c.id, other.worker.is_not(None), other.lease_expires_at > self.clock.now())
             .correlate(self.run)
             .scalar_subquery()
         )
-        return or_(run.max_workers.is_(None), workers < run.max_workers)
+
+    def first_waiting(self, column: ColumnElement[V], *, of: ColumnElement[str]) -> Select[Any]:
+        """Read a column of the partition that has waited longest in a run, of those that nobody has."""
+        partition = self.partition.c
+        return (
+            select(column)
+            .where(
+                partition.run_id == of,
+                partition.state == PartitionState.OPEN,
+                partition.due_at <= self.clock.one(),
+                self.is_free(),
+            )
+            .order_by(partition.due_at, partition.number)
+            .limit(1)
+        )
 
     def is_overdue(self) -> ColumnElement[bool]:
         """Say that a wake-up is not known to be under way, or has been for too long."""

@@ -14,16 +14,15 @@ from sqlalchemy import (
     literal,
     or_,
     select,
-    update,
 )
 from sqlalchemy.sql.base import Executable
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import Select
 
 from batchkit.model import RunId, WakeUp
-from batchkit.states import WORKABLE, PartitionKind, PartitionState
+from batchkit.states import PartitionKind, PartitionState
 from batchkit.store.clock import Later, UtcTime
-from batchkit.store.statements.terms import Terms, count_if
+from batchkit.store.statements.terms import Terms, unindexed
 
 
 class Waking(Terms):
@@ -49,42 +48,80 @@ class Waking(Terms):
             )
             .join(self.run, run.id == partition.run_id)
             .where(
-                run.state.in_(WORKABLE),
+                self.is_workable(),
                 run.requested.is_(None),
                 self.is_not_held_off(),
                 partition.state == PartitionState.OPEN,
                 self.is_free(),
-                partition.due_at <= self.clock.now(),
+                partition.due_at <= self.clock.one(),
             )
             .order_by(partition.due_at, partition.run_id, partition.number)
         )
 
+    def first_wake_ups(self) -> Select[Any]:
+        """Read the wake-up of each run that has waited longest."""
+        run, partition = self.run.c, self.partition.c
+        number = self.first_waiting(partition.number, of=run.id).correlate(self.run).scalar_subquery()
+        each = select(run.id, number.label("number")).where(*self._may_be_woken()).subquery()
+        return self.wake_ups().join(each, and_(each.c.id == partition.run_id, each.c.number == partition.number))
+
     def shares(self, run_id: RunId) -> Select[Any]:
         """Count the wake-ups of a run that are under way, and its live leases; give how many of these it may have."""
+        run = self.run.c
+        return select(self._under_way(), self.live_leases(), run.max_workers).where(run.id == run_id)
+
+    def short_of_workers(self, limit: int, *, window: int) -> Select[Any]:
+        """
+        Find runs with several partitions of which some wait, and less than *window* wake-ups of theirs are under way.
+
+        Or less than its `max_workers` leaves room for. It says for all runs what `shares` does for one.
+        """
         run, partition = self.run.c, self.partition.c
-        is_under_way = and_(
-            partition.state == PartitionState.OPEN,
-            self.is_free(),
-            partition.due_at <= self.clock.now(),
-            ~self.is_overdue(),
+        waiting = (
+            exists()
+            .where(
+                partition.run_id == run.id,
+                partition.state == PartitionState.OPEN,
+                partition.due_at <= self.clock.one(),
+                self.is_free(),
+                self.is_overdue(),
+            )
+            .correlate(self.run)
         )
-        counts: list[ColumnElement[Any]] = [count_if(is_under_way), count_if(self.is_live())]
+        under_way = self._under_way()
+        has_place = or_(run.max_workers.is_(None), under_way < run.max_workers - self.live_leases())
         return (
-            select(*counts, run.max_workers)
-            .join(self.run, run.id == partition.run_id)
-            .where(partition.run_id == run_id)
-            .group_by(run.max_workers)
+            select(run.id)
+            .where(*self._may_be_woken(), run.partitions > 1, under_way < window, has_place, waiting)
+            .order_by(run.id)
+            .limit(limit)
         )
 
-    def short_of_workers(self, limit: int) -> Select[Any]:
-        """Find runs with several partitions of which some wait, and no wake-up of theirs is under way."""
-        waiting = self.wake_ups().where(self.is_overdue(), self.run.c.partitions > 1, self.has_room()).order_by(None)
-        return waiting.with_only_columns(self.run.c.id).distinct().limit(limit)
+    def _may_be_woken(self) -> list[ColumnElement[bool]]:
+        run = self.run.c
+        return [self.is_workable(), run.requested.is_(None), self.is_not_held_off()]
+
+    def _under_way(self) -> ColumnElement[int]:
+        """Count the wake-ups of a run that are under way: by their own index, which finds these few among all."""
+        run, partition = self.run.c, self.partition.c
+        return (
+            select(func.count())
+            .select_from(self.partition)
+            .where(
+                partition.run_id == run.id,
+                partition.resend_at > self.clock.one(),
+                unindexed(partition.state) == PartitionState.OPEN,
+                unindexed(partition.due_at) <= self.clock.now(),
+                self.is_free(),
+            )
+            .correlate(self.run)
+            .scalar_subquery()
+        )
 
     def take_resend(self, wake_up: WakeUp, *, patience: float) -> Executable:
         """Win the right to send a wake-up again; nobody else has it for *patience* seconds."""
         return (
-            update(self.partition)
+            self.update_partition()
             .where(
                 self.partition.c.run_id == wake_up.run_id,
                 self.partition.c.number == wake_up.partition,
@@ -112,7 +149,7 @@ class Waking(Terms):
         """
         partition, at = self.partition.c, self.clock.after(literal(seconds, Float))
         return (
-            update(self.partition)
+            self.update_partition()
             .where(
                 partition.run_id == run_id,
                 partition.number == number,
@@ -127,15 +164,17 @@ class Waking(Terms):
 
     def backlog(self, *, waited: float, unswept: float) -> Executable:
         """Count the runs that have *waited* so long for a worker, and those of them that no sweep has seen to."""
-        partition, other = self.partition.c, self.partition.alias("other")
+        run, partition, other = self.run.c, self.partition.c, self.partition.alias("other")
         # Where a dead worker's lease has run out, it waits since then.
         since = func.coalesce(partition.lease_expires_at, partition.due_at, type_=UtcTime())
         # A run with several partitions sends its wake-ups by and by; it waits where nobody works any of them.
-        attended = exists().where(other.c.run_id == partition.run_id, other.c.lease_expires_at > self.clock.now())
+        attended = exists().where(
+            other.c.run_id == run.id, other.c.worker.is_not(None), other.c.lease_expires_at > self.clock.now()
+        )
         found = (
             self.wake_ups()
             .add_columns(since.label("since"), func.coalesce(partition.resend_at, since, type_=UtcTime()).label("send"))
-            .where(since <= self.ago(waited), or_(self.run.c.partitions == 1, ~attended))
+            .where(since <= self.ago(waited), or_(run.partitions == 1, ~attended))
             .subquery()
         )
         each = (
