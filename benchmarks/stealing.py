@@ -72,14 +72,9 @@ def measure(url: str, *, seconds: float) -> Measured:
 def print_measured(url: str, *, seconds: float) -> None:
     """Print it."""
     found = measure(url, seconds=seconds)
-    print(
-        f"\n{_WORKERS} workers, one of {_WORKERS} partitions with {_SHARE_OF_FIRST:.0%} of {seconds:g} s of work "
-        "(wanted: 1.30)"
-    )
-    print(
-        f"{found.database}: {found.took:.2f} s, at best {found.ideal:.2f} s: {found.ratio:.2f}; "
-        f"{found.partitions} partitions in the end"
-    )
+    print(f"\n{_WORKERS} workers, one of {_WORKERS} partitions with {_SHARE_OF_FIRST:.0%} of {seconds:g} s of work")
+    print(f"{'':14}best s   took s  ratio  partitions in the end  wanted ratio")
+    print(f"{found.database:12}{found.ideal:8.2f}{found.took:9.2f}{found.ratio:7.2f}{found.partitions:23}{1.3:14.2f}")
 
 
 @contextmanager

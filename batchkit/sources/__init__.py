@@ -14,6 +14,7 @@ from batchkit.sources.base import (
     Splittable,
     Stateful,
     Watched,
+    Weighed,
 )
 from batchkit.sources.files import csv_rows, json_lines
 from batchkit.sources.nesting import nested
@@ -37,6 +38,7 @@ __all__ = [
     "Splittable",
     "Stateful",
     "Watched",
+    "Weighed",
     "csv_rows",
     "items",
     "json_lines",

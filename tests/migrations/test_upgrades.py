@@ -36,7 +36,7 @@ def _work(kit: BatchKit, run: Run, *, chunks: int | None = None) -> None:
         kit.work_run(run.id, stop=stop, watch=watch)
 
 
-@pytest.mark.parametrize("revision", ["0004", "0005", "0006"])
+@pytest.mark.parametrize("revision", ["0004", "0005", "0006", "0011"])
 def test_runs_of_older_tables_go_on_behind_an_upgrade(database_url: str, done: Ledger, revision: str):
     refused = {5, 25}
 

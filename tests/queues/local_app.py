@@ -31,7 +31,7 @@ def gated(chunk: Chunk[int]) -> None:
 @batched(skewed.items, name="skewed", chunk_size=1, lease=10, partitions=4)
 def skewed_items(chunk: Chunk[int]) -> None:
     """Wait at the gate, and then have nine tenths of the work in one partition."""
-    skewed.work(chunk)
+    skewed.work(chunk, worker=os.getpid())
 
 
 @batched(span(1), name="small")

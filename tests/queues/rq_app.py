@@ -62,7 +62,8 @@ def gated(chunk: Chunk[int]) -> None:
 @batched(skewed.items, name="skewed", chunk_size=1, lease=10, partitions=4)
 def skewed_items(chunk: Chunk[int]) -> None:
     """Wait at the gate, and then have nine tenths of the work in one partition."""
-    skewed.work(chunk)
+    # Each horse works one slice, for the worker that is its parent.
+    skewed.work(chunk, worker=os.getppid())
 
 
 @batched(span(1), name="small")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -57,8 +56,8 @@ def items() -> Source[int]:
     return Skewed()
 
 
-def work(chunk: Chunk[int]) -> None:
-    """Count each item as done once more, wait at the gate while it is shut, work, and write down who has."""
+def work(chunk: Chunk[int], *, worker: int) -> None:
+    """Count each item as done once more, wait at the gate while it is shut, work, and write down which worker has."""
     gating.work(chunk)
     time.sleep(ITEM_SECONDS * len(chunk))
-    chunk.connection.execute(insert(called), [{"what": f"worker {os.getpid()}"} for _ in chunk])
+    chunk.connection.execute(insert(called), [{"what": f"worker {worker}"} for _ in chunk])
