@@ -1,4 +1,4 @@
-"""The database of the fleet: the real store on SQLite, by the virtual clock; what PostgreSQL would take is waited for."""
+"""The database of the fleet: the real store on SQLite, by the virtual clock, at the speed of a PostgreSQL."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ R = TypeVar("R")
 
 #: How long a transaction of the store waits for the lock of a row: `batchkit.store.database`.
 LOCK_WAIT_SECONDS = 5.0
+_LOOKS_PER_SECOND = 5
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,12 @@ class Database:
         self.counts: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
         self.lock_timeouts = 0
+        #: how often something was claimed, given back or swept
+        self.changes = 0
         self.longest_lock_wait = 0.0
         self._prices = prices
         self._locks: dict[RunId, Lock] = defaultdict(lambda: Lock(simulation))
+        self._kept: dict[tuple[str, str], tuple[int, int, Any]] = {}
         self._began_at = time.time()
         engine = create_engine(f"sqlite:///{folder / 'fleet.db'}")
         event.listen(engine, "connect", _hurry)
@@ -80,6 +84,8 @@ class Database:
         try:
             yield self.processors.work(first.cpu)
             done = real()
+            if lock is not None and done:
+                self.changes += 1
             count = price.statements if done or refused is None else first.statements
             self.calls[name if done or refused is None else refused or name] += 1
             self.counts[kind] += round(count)
@@ -92,14 +98,30 @@ class Database:
                 self._locks[lock].release()
         return done
 
-    def also(self, kind: str, name: str, times: int) -> Steps[None]:
-        """Let the time pass, and count the statements, of calls that were done as part of another one."""
+    def counted(self, kind: str, name: str, times: int = 1) -> Steps[None]:
+        """Let the time pass, and count the statements, of calls whose answer is known or that were done already."""
         if times:
             price = self._prices.of(name)
             self.calls[name] += times
             self.counts[kind] += round(price.statements * times)
             yield self.processors.work(price.cpu * times)
             yield self.server.round_trip * price.statements * times
+
+    def look(self, kind: str, name: str, real: Callable[[], R], *, of: str = "") -> Steps[R]:
+        """
+        Read what may be claimed.
+
+        What was read *of* the same a moment ago is given again, if nothing was claimed or given back since: a thousand
+        idle workers ask for the same thing, and each pays for it.
+        """
+        kept = self._kept.get((name, of))
+        if kept is None or kept[:2] != (self.changes, int(self.simulation.now * _LOOKS_PER_SECOND)):
+            found = yield from self.call(kind, name, real)
+            self._kept[name, of] = (self.changes, int(self.simulation.now * _LOOKS_PER_SECOND), found)
+            return found
+        yield from self.counted(kind, name)
+        kept_found: R = kept[2]
+        return kept_found
 
     def read_chunk(self, *, rows: float) -> Steps[None]:
         """Begin a chunk's transaction and read its items."""

@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from batchkit.grace import working_seconds
 from batchkit.model import RunId
-from batchkit.states import RunState
+from batchkit.states import FINAL, RunState
 from benchmarks.fleet.database import Database, Server
 from benchmarks.fleet.kernel import Process, Simulation, Steps
 from benchmarks.fleet.measuring import start_run
@@ -36,17 +37,18 @@ class Setting:
     runs: int = 1
     partitions: int = 4000
     items: int = 1_000_000_000
-    job: Job = Job()
+    job: Job = field(default_factory=Job)
     grace: float = 30.0
     #: seconds from the start of an instance until it works, at least and at most
     boots: tuple[float, float] = (5.0, 15.0)
     latency: float = 0.005
-    server: Server = Server()
+    server: Server = field(default_factory=Server)
     #: seconds between deploys of everything, and instances that are killed in an hour
     deploy_every: float | None = None
     kills_per_hour: float = 0.0
     seed: int = 1
     has_ledger: bool = False
+    sweeps_apart: float = 1.0
 
 
 @dataclass
@@ -131,19 +133,29 @@ class Fleet:
         _kill(instance)
         self._start_instance()
 
+    def replace(self, _: Instance) -> None:
+        """Start an instance in place of another."""
+        self._start_instance()
+
     def run(self, *, until: float) -> None:
         """Let time pass until a moment or the end of all runs."""
         self.simulation.run(until=until, is_over=lambda: self.is_done)
 
     @property
     def is_done(self) -> bool:
-        """Whether every item is done; the last slices may still have to say so."""
-        return self.tally.items >= self.setting.items * self.setting.runs and not self.working
+        """Whether every run has ended: a killed worker may have been the one to say so."""
+        are_all_done = self.tally.items >= self.setting.items * self.setting.runs and not self.working
+        return are_all_done and set(self.states()) <= FINAL
 
     @property
     def working(self) -> int:
         """How many workers hold a partition."""
         return sum(worker.is_working for each in self.instances for worker, _ in each.workers)
+
+    @property
+    def ours(self) -> int:
+        """How many statements of batchkit's were sent."""
+        return sum(count for kind, count in self.database.counts.items() if kind != "user")
 
     def check(self) -> None:
         """
@@ -181,12 +193,8 @@ class Fleet:
     def _attend(self, name: str) -> Steps[None]:
         fleet, is_new = self.database.store.fleet, True
         while True:
-            new = is_new
-            yield from self.database.call(
-                "attendance",
-                "attend",
-                lambda: fleet.attend(name, instance=name, kind="sim", queues=None, slots=8, is_new=new),
-            )
+            attend = partial(fleet.attend, name, instance=name, kind="sim", queues=None, slots=8, is_new=is_new)
+            yield from self.database.call("attendance", "attend", attend)
             is_new = False
             yield _ATTEND_SECONDS
 
@@ -263,6 +271,7 @@ def fleet(setting: Setting, *, prices: Prices | None = None) -> Iterator[Fleet]:
                 grace=setting.grace,
                 noise=random.Random(setting.seed),
                 ledger=Ledger(database.store) if setting.has_ledger else None,
+                sweeps_apart=setting.sweeps_apart,
             )
             runs = [
                 start_run(database.store, partitions=setting.partitions, items=setting.items)

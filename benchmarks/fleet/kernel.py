@@ -10,6 +10,9 @@ from typing import TypeAlias, TypeVar
 
 R = TypeVar("R")
 
+#: What who waits for a lock is given.
+_HAS_COME, _TOO_LATE = "has come", "too late"
+
 #: What a process waits for: seconds, or a signal, whose value it is given.
 Wait: TypeAlias = "float | Signal"
 #: A step of a process that takes virtual time.
@@ -121,7 +124,6 @@ class Signal:
         for happens in waiting:
             happens(value)
 
-
     def abandon(self) -> None:
         """Let it count as given, though nobody waits for it any more."""
         self.is_given = True
@@ -152,13 +154,13 @@ class Lock:
             return
         turn = Signal()
         self._waiting.append(turn)
-        self._simulation.after(timeout, lambda: turn.give(False))
+        self._simulation.after(timeout, lambda: turn.give(_TOO_LATE))
         try:
-            has_come = yield turn
+            given = yield turn
         except BaseException:
             turn.abandon()
             raise
-        if not has_come:
+        if given is _TOO_LATE:
             raise LockTimeout
 
     def release(self) -> None:
@@ -166,7 +168,7 @@ class Lock:
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.is_given:
-                turn.give(True)
+                turn.give(_HAS_COME)
                 return
         self._is_held = False
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 from sqlalchemy import bindparam, create_engine, select, text
@@ -18,7 +19,7 @@ from benchmarks.safety import bump, fill, item
 from tests.servers.postgres import PostgresServer
 
 #: Runs, partitions of each, and workers that hold some of these.
-SIZES = [(1, 40, 10), (1, 400, 100), (1, 4000, 1000), (1, 12000, 3000), (20, 200, 1000), (1000, 40, 1000)]
+SIZES = [(1, 40, 10), (1, 400, 100), (1, 4000, 1000), (1, 12000, 3000), (20, 200, 1000), (1000, 4, 1000)]
 CHUNK_ROWS = 500
 _TIMES = 100
 _JOB = "fleet"
@@ -131,9 +132,7 @@ def start_run(store: Store, *, partitions: int, items: int) -> RunId:
         message = f"run {new.id} was claimed by another"
         raise RuntimeError(message)
     edges = [items * number // partitions for number in range(partitions + 1)]
-    ranges = tuple(
-        Range(after=json.dumps(low), until=json.dumps(high)) for low, high in zip(edges, edges[1:], strict=False)
-    )
+    ranges = tuple(Range(after=json.dumps(low), until=json.dumps(high)) for low, high in pairwise(edges))
     planned = store.leases.plan(lease, Plan(ranges=ranges, total=items))
     store.leases.release(planned, reason="planned", is_interrupt=False)
     return new.id
@@ -146,16 +145,20 @@ def commit_chunk(store: Store, held: HeldConnection, lease: Lease, *, items: int
         held,
         lease,
         Checkpoint(
-            cursor=str(lease.done + items), done=items, failed=0, carry="{}", chunk_size=items, rate=1.0, chunk_seconds=1.0
+            cursor=str(lease.done + items),
+            done=items,
+            failed=0,
+            carry="{}",
+            chunk_size=items,
+            rate=1.0,
+            chunk_seconds=1.0,
         ),
     )
     held.commit()
     return moved
 
 
-def _measure(
-    server: PostgresServer, url: str, name: str, *, runs: int, partitions: int, workers: int
-) -> Measured:
+def _measure(server: PostgresServer, url: str, name: str, *, runs: int, partitions: int, workers: int) -> Measured:
     meter = Meter(server, name)
     store = Store(url)
     store.schema.migrate()
@@ -166,7 +169,9 @@ def _measure(
         if lease is not None:
             leases.append(lease)
     for worker in range(min(200, workers)):
-        store.fleet.attend(f"host-{worker}:1", instance=f"host-{worker}", kind="local", queues=None, slots=8, is_new=True)
+        store.fleet.attend(
+            f"host-{worker}:1", instance=f"host-{worker}", kind="local", queues=None, slots=8, is_new=True
+        )
     with server.connect(name) as connection:
         connection.execute("VACUUM ANALYZE")
     by_call = _prices(store, meter, leases, ids, free=partitions - -(-workers // runs))
@@ -200,7 +205,7 @@ def _prices(store: Store, meter: Meter, leases: list[Lease], ids: list[RunId], *
         "sweep_polling": meter.price(lambda: sweep(store, NoMessages()), times=max(5, times // 5)),
         "sweep_messages": meter.price(lambda: sweep(store, Unheard()), times=max(5, times // 5)),
     }
-    found |= _claims(store, meter, run_id, leases, first_free=len(leases) // len(ids), free=free, times=times)
+    found |= _claims(store, meter, run_id, first_free=len(leases) // len(ids), free=free, times=times)
     with closing(HeldConnection(store.database, run_id)) as held:
         lease = held_lease
 
@@ -212,9 +217,7 @@ def _prices(store: Store, meter: Meter, leases: list[Lease], ids: list[RunId], *
     return found
 
 
-def _claims(
-    store: Store, meter: Meter, run_id: RunId, leases: list[Lease], *, first_free: int, free: int, times: int
-) -> dict[str, Price]:
+def _claims(store: Store, meter: Meter, run_id: RunId, *, first_free: int, free: int, times: int) -> dict[str, Price]:
     numbers = iter(range(first_free + 1, first_free + free))
     taken: list[Lease] = []
 

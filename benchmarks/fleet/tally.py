@@ -97,7 +97,9 @@ class Tally:
                 if at is None:
                     continue
                 if each.cursor != at:
-                    raise ItemsWrongError(f"partition {low} of {run_id} stands at {each.cursor}, and was worked to {at}")
+                    raise ItemsWrongError(
+                        f"partition {low} of {run_id} stands at {each.cursor}, and was worked to {at}"
+                    )
         done = sum(store.runs.load(run_id).progress.done for run_id in runs)
         if done != self.items:
             raise ItemsWrongError(f"the store counts {done:,} items, but {self.items:,} were committed")
@@ -124,7 +126,9 @@ class Ledger:
         """Give the items that were written, joined where one follows the other."""
         joined: list[tuple[int, int]] = []
         with self._store.database.reading() as tx:
-            for low, high in tx.execute(text("SELECT low, high FROM ledger WHERE run = :run ORDER BY low"), {"run": run_id}):
+            for low, high in tx.execute(
+                text("SELECT low, high FROM ledger WHERE run = :run ORDER BY low"), {"run": run_id}
+            ):
                 if joined and joined[-1][1] == low:
                     joined[-1] = (joined[-1][0], high)
                 else:

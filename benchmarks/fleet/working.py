@@ -10,14 +10,16 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from batchkit.errors import LeaseLost
 from batchkit.model import Checkpoint, Lease, RunId, Standing, WakeUp
 from batchkit.sizing import Adaptive, AdaptiveSizing, FixedSizing, Sizing
 from batchkit.sweep import Swept, sweep
-from batchkit.waking import share, wake_run
+from batchkit.waking import share
 from benchmarks.fleet.database import Database
 from benchmarks.fleet.kernel import Interrupted, LockTimeout, Process, Signal, Simulation, Steps
 from benchmarks.fleet.tally import Ledger, Tally, cursor_of, end_of
@@ -32,7 +34,7 @@ _LONGEST_BACKOFF = 5.0  # queues/local.py
 _TRIES, _CHOICE = 5, 20  # worker.py
 _RENEWALS = 3  # lease_timer.py
 _CHUNK_TIMEOUT_LEASES = 10
-_RELEASE_TRIES = 5  # slicing/trials.py
+_RELEASE_TRIES = 3  # slicing/slice.py
 _HOP_SECONDS, _MOST_HOPS = 0.2, 5  # delivery.py
 
 
@@ -42,11 +44,13 @@ class Job:
 
     item_seconds: float = 0.02
     #: a number of items, or the seconds that a chunk is to take
-    chunk_size: int | Adaptive = Adaptive()
+    chunk_size: int | Adaptive = field(default_factory=Adaptive)
     lease: float = 60.0
     slice_time: float = 60.0
     #: how many times what 500 rows cost the database an item costs it, in 500ths
     rows: float = 1 / 500
+    #: how much what an item costs varies, by chunk, as a share of it
+    varies: float = 0.25
 
 
 class Broker:
@@ -114,6 +118,9 @@ class Around:
     grace: float
     noise: random.Random
     ledger: Ledger | None = None
+    #: sweeps that follow another one sooner are paid for, and find nothing
+    sweeps_apart: float = 0.0
+    swept_at: float = -1.0
     #: called at each commit with the moment
     on_commit: Callable[[float, int], None] = lambda _, __: None
 
@@ -185,7 +192,7 @@ class Worker:
     def _work_next(self) -> Steps[bool]:
         database = self._around.database
         claimable = database.store.leases.claimable
-        found = yield from database.call("looks", "claimable", lambda: claimable(jobs=[JOB], queues=None))
+        found = yield from database.look("looks", "claimable", lambda: claimable(jobs=[JOB], queues=None))
         for run_id, number in found:
             if (yield from self._work_partition(run_id, number)) or (yield from self._work_another(run_id)):
                 return True
@@ -194,8 +201,8 @@ class Worker:
     def _work_another(self, run_id: RunId) -> Steps[bool]:
         leases = self._around.database.store.leases
         for _ in range(_TRIES):
-            numbers = yield from self._around.database.call(
-                "looks", "claimable_in", lambda: leases.claimable_in(run_id, is_due=True, limit=_CHOICE)
+            numbers = yield from self._around.database.look(
+                "looks", "claimable_in", lambda: leases.claimable_in(run_id, is_due=True, limit=_CHOICE), of=run_id
             )
             if not numbers:
                 return False
@@ -206,7 +213,7 @@ class Worker:
     def _work_partition(self, run_id: RunId, number: int, wake_no: int | None = None) -> Steps[str]:
         """Claim a partition and work it; give how that ended, or nothing where others were quicker."""
         around, database = self._around, self._around.database
-        yield from database.call("claims", "job_of", lambda: database.store.runs.job_of(run_id))
+        yield from database.counted("claims", "job_of")
         lease = yield from database.call(
             "claims",
             "claim",
@@ -272,7 +279,9 @@ class Worker:
             yield from around.database.read_chunk(rows=rows)
             if not items:
                 return None
-            computing = items * around.job.item_seconds * around.noise.uniform(0.75, 1.25)
+            computing = (
+                items * around.job.item_seconds * around.noise.uniform(1 - around.job.varies, 1 + around.job.varies)
+            )
             yield computing + around.database.chunk_waits()
             yield from around.database.write_chunk(rows=rows)
             self.is_in_chunk = False
@@ -281,7 +290,9 @@ class Worker:
         except (Interrupted, LeaseLost) as error:
             around.tally.undone(items, seconds=around.simulation.now - began)
             if isinstance(error, LeaseLost):
-                yield from around.database.call("claims", "position", lambda: around.database.store.leases.position(lease))
+                yield from around.database.call(
+                    "claims", "position", lambda: around.database.store.leases.position(lease)
+                )
             raise
         finally:
             self._chunk, self.is_in_chunk = None, False
@@ -327,10 +338,12 @@ class Worker:
         while True:
             yield interval
             now = around.simulation.now
-            if now - self._renewed_at < interval or now - self._chunk_began_at > around.job.lease * _CHUNK_TIMEOUT_LEASES:
+            if (
+                now - self._renewed_at < interval
+                or now - self._chunk_began_at > around.job.lease * _CHUNK_TIMEOUT_LEASES
+            ):
                 continue
-            lease = self._held
-            if not (yield from around.database.call("renewals", "renew", lambda: renew(lease))):
+            if not (yield from around.database.call("renewals", "renew", partial(renew, self._held))):
                 self._is_lost = True
                 return
             self._renewed_at = around.simulation.now
@@ -345,7 +358,7 @@ class Worker:
         around, lease = self._around, self._held
         left_at = around.simulation.now
         release = around.database.store.leases.release
-        for _ in range(2 if self.is_stopping else _RELEASE_TRIES):
+        for _ in range(_RELEASE_TRIES):
             try:
                 yield from around.database.call(
                     "releases",
@@ -368,10 +381,8 @@ class Worker:
         around.tally.endings["lost"] += 1
         if lease.suspicion is not None:
             take_back = around.database.store.suspects.take_back
-            try:
+            with suppress(LockTimeout):
                 yield from around.database.call("claims", "mark", lambda: take_back(lease), lock=lease.run_id)
-            except LockTimeout:
-                pass
         return "lost"
 
     @property
@@ -385,8 +396,8 @@ class Worker:
 
     def _work_message(self, broker: Broker, wake_up: WakeUp, hops: int) -> Steps[None]:
         around, run_id = self._around, wake_up.run_id
-        database, runs = around.database, around.database.store.runs
-        record = yield from database.call("messages", "load", lambda: runs.load(run_id))
+        database = around.database
+        yield from database.counted("messages", "load")
         if self.is_stopping:
             if hops < _MOST_HOPS:
                 yield _HOP_SECONDS
@@ -397,19 +408,16 @@ class Worker:
         while how == "exhausted" and not self.is_stopping and around.simulation.now < turn:
             how = (yield from self._work_another_as_message(run_id)) or "nothing"
         if how in {"exhausted", "stopped", "cut", "slice time", "left to run out"}:
-            yield from database.call("wake-ups", "is_shared", lambda: runs.is_shared(run_id))
-            if record.partitions > 1:
-                yield from self._share(run_id)
-            else:
-                yield from database.call("wake-ups", "waiting", lambda: wake_run(database.store, broker, run_id))
+            yield from database.counted("wake-ups", "is_shared")
+            yield from self._share(run_id)
         if how:
-            yield from database.call("messages", "load", lambda: runs.load(run_id))
+            yield from database.counted("messages", "load")
 
     def _work_another_as_message(self, run_id: RunId) -> Steps[str]:
         leases = self._around.database.store.leases
         for _ in range(_TRIES):
-            numbers = yield from self._around.database.call(
-                "looks", "claimable_in", lambda: leases.claimable_in(run_id, is_due=True, limit=_CHOICE)
+            numbers = yield from self._around.database.look(
+                "looks", "claimable_in", lambda: leases.claimable_in(run_id, is_due=True, limit=_CHOICE), of=run_id
             )
             how = "" if not numbers else (yield from self._work_partition(run_id, self._around.noise.choice(numbers)))
             if how or not numbers:
@@ -419,7 +427,7 @@ class Worker:
     def _share(self, run_id: RunId) -> Steps[None]:
         database, queue = self._around.database, self._around.queue
         sent = yield from database.call("wake-ups", "share", lambda: share(database.store, queue, run_id))
-        yield from database.also("wake-ups", "send_one", len(sent))
+        yield from database.counted("wake-ups", "send_one", len(sent))
 
     def _wait(self, seconds: float) -> Steps[None]:
         self.is_idle = True
@@ -429,14 +437,19 @@ class Worker:
 
 def swept(around: Around) -> Steps[None]:
     """Sweep once, for real."""
-    database = around.database
+    database, now = around.database, around.simulation.now
     queue: Queue = around.queue
     name = "sweep_messages" if queue.keeps_messages else "sweep_polling"
+    if now - around.swept_at < around.sweeps_apart:
+        yield from database.counted("sweeps", name)
+        return
+    around.swept_at = now
     found: list[Swept] = []
     yield from database.call("sweeps", name, lambda: found.append(sweep(database.store, queue)))
     for done in found:
-        yield from database.also("sweeps", "release", len(done.settled))
-        yield from database.also("sweeps", "send_one", len(done.woken) if queue.keeps_messages else 0)
+        database.changes += len(done.settled)
+        yield from database.counted("sweeps", "release", len(done.settled))
+        yield from database.counted("sweeps", "send_one", len(done.woken) if queue.keeps_messages else 0)
 
 
 def _sizing(lease: Lease, around: Around) -> Sizing:
