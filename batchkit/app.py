@@ -189,7 +189,7 @@ class BatchKit:
         self._ready()
         wanted = [state] if isinstance(state, str) else state
         states = None if wanted is None else [RunState(each) for each in wanted]
-        records = self._store.runs.newest(job=job, states=states, limit=limit)
+        records = self._store.records.newest(job=job, states=states, limit=limit)
         return [Run(record, control=self._controls) for record in records]
 
     def start_run(self, job: Definition, params: str, terms: Terms = NO_TERMS) -> Run:
@@ -290,7 +290,7 @@ class BatchKit:
     def work_run(self, run_id: RunId, *, stop: Stop, watch: Callable[[Lease], None] | None = None) -> Outcome | None:
         """Work one run in this process until it ends, is paused or is stopped; *watch* is called after each commit."""
         self._ready()
-        job = self._store.runs.job_of(run_id)
+        job = self._store.records.job_of(run_id)
         if job not in JOBS:
             raise JobNotFound(job, known=JOBS)
         if watch is None:
@@ -306,16 +306,16 @@ class BatchKit:
 
     def waiting(self, run_id: RunId, partition: int) -> list[WakeUp]:
         """Give the wake-up of a partition, if it waits for a worker."""
-        return self._store.runs.waiting(run_id, partition=partition)
+        return self._store.wake_ups.waiting(run_id, partition=partition)
 
     def announced(self, run_id: RunId) -> None:
         """Take note that the end of a run was told to those who wait at the queue."""
-        self._store.runs.announced(run_id)
+        self._store.announcements.announced(run_id)
 
     def cancel_message(self, key: str, run_id: RunId | None) -> None:
         """Cancel the run that a queue's message started or is about, if there is one that has not ended."""
         self._ready()
-        found = run_id or self._store.runs.find(start_key=key)
+        found = run_id or self._store.starts.find(start_key=key)
         if found is None:
             return
         try:
@@ -323,7 +323,7 @@ class BatchKit:
         except IllegalTransition:
             _logger.info("a run had ended before its message was revoked", extra={"run_id": found})
             # The queue throws away what is to tell of it.
-            self._store.runs.announced(found)
+            self._store.announcements.announced(found)
 
     # Who is busy
 

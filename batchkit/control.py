@@ -69,7 +69,7 @@ class Controls:
             RunActive: another unfinished run has its unique key.
             RunPurged: it tried failures again that were removed.
         """
-        record = self._store.runs.load(run_id)
+        record = self._store.records.load(run_id)
         return self._start(
             NewRun(
                 job=record.job,
@@ -97,7 +97,7 @@ class Controls:
             RunPurged: they were removed.
             RunActive: another unfinished run has its unique key.
         """
-        record = self._store.runs.load(run_id)
+        record = self._store.records.load(run_id)
         if record.purged_at is not None:
             raise RunPurged(run_id)
         # A run that tried failures again has left them with the run in which they failed first.
@@ -127,11 +127,11 @@ class Controls:
 
     def run(self, run_id: RunId) -> Run:
         """Give the handle of a run."""
-        return Run(self._store.runs.load(run_id), control=self)
+        return Run(self._store.records.load(run_id), control=self)
 
     def load(self, run_id: RunId) -> RunRecord:
         """Read a run."""
-        return self._store.runs.load(run_id)
+        return self._store.records.load(run_id)
 
     def pause(self, run_id: RunId) -> None:
         """Have a run stop at its next chunk boundary."""
@@ -148,11 +148,11 @@ class Controls:
 
     def partitions(self, run_id: RunId) -> Sequence[Partition]:
         """Read a run's partitions."""
-        return self._store.runs.partitions(run_id)
+        return self._store.records.partitions(run_id)
 
     def history(self, run_id: RunId) -> Sequence[Transition]:
         """Read a run's changes of state."""
-        return self._store.runs.history(run_id)
+        return self._store.records.history(run_id)
 
     def _check_not_purged(self, origin: RunId, *, retry: RunId) -> None:
         """
@@ -162,7 +162,7 @@ class Controls:
             RunPurged: they were.
         """
         try:
-            is_purged = self._store.runs.load(origin).purged_at is not None
+            is_purged = self._store.records.load(origin).purged_at is not None
         except RunNotFound:
             is_purged = True
         if is_purged:
@@ -177,7 +177,7 @@ class Controls:
         session = None if terms.session is None else session_itself(terms.session)
         tx = None if session is None else self._store.connection_of(session)
         try:
-            run_id = self._store.runs.join(new) if tx is None else self._store.runs.join_in(tx, new)
+            run_id = self._store.starts.join(new) if tx is None else self._store.starts.join_in(tx, new)
         except RunActive as active:
             if terms.if_active == "raise":
                 raise
@@ -193,9 +193,9 @@ class Controls:
         return self._handle(self._record(run_id, tx), tx)
 
     def _record(self, run_id: RunId, tx: Tx | None) -> RunRecord:
-        record = None if tx is None else self._store.runs.load_in(tx, run_id)
+        record = None if tx is None else self._store.records.load_in(tx, run_id)
         # A transaction that began before the run was committed may not see it, but then others do.
-        return record or self._store.runs.load(run_id)
+        return record or self._store.records.load(run_id)
 
     def _handle(self, record: RunRecord, tx: Tx | None, *, was_joined: bool = False) -> Run:
         return Run(record, control=self, was_joined=was_joined, is_committed=tx is None)

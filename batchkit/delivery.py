@@ -287,7 +287,7 @@ class Deliveries:
         outcome = self._work_slice(message, record, stop)
         if outcome is None:
             return message.parked()
-        return self._tell(message, self._store.runs.load(record.id), outcome)
+        return self._tell(message, self._store.records.load(record.id), outcome)
 
     def joined(self, message: Message, job: Definition, params: str) -> RunId:
         """
@@ -297,8 +297,8 @@ class Deliveries:
         tried again.
         """
         digest = hashlib.sha256(f"{job.name}\0{params}".encode()).hexdigest()[:32]
-        run_id = self._store.runs.join(self._new(job, params, start_key=f"{message.call_key}:{digest}"))
-        if self._store.runs.load(run_id).state is RunState.FAILED:
+        run_id = self._store.starts.join(self._new(job, params, start_key=f"{message.call_key}:{digest}"))
+        if self._store.records.load(run_id).state is RunState.FAILED:
             self._store.runs.resume(run_id)
         return run_id
 
@@ -306,10 +306,10 @@ class Deliveries:
 
     def _find(self, message: Message, job: Definition, params: Callable[[], str]) -> RunRecord:
         """Find the run that *message* belongs to; start it where there is none."""
-        run_id = message.run_id or self._store.runs.find(start_key=message.key)
+        run_id = message.run_id or self._store.starts.find(start_key=message.key)
         if run_id is None:
             return self._join(message, job, params)
-        record = self._store.runs.load(run_id)
+        record = self._store.records.load(run_id)
         # What names its run is of ours, or a copy of the one that started it.
         is_copy = record.message is None or message.run_id is not None or message.is_copy_of(record.message)
         if record.state in FINAL and (not is_copy or message.is_asked_for_again(run_id)):
@@ -320,12 +320,12 @@ class Deliveries:
         if not is_copy:
             # Another message with the id of one whose run has not ended: there is one run of both, and the later
             # message is the one that is there to tell of its end.
-            self._store.runs.change_message(run_id, message.written_down())
+            self._store.announcements.change_message(run_id, message.written_down())
         return record
 
     def _join(self, message: Message, job: Definition, params: Callable[[], str]) -> RunRecord:
         new = self._new(job, params(), start_key=message.key, message=message.written_down())
-        return self._store.runs.load(self._store.runs.join(new))
+        return self._store.records.load(self._store.starts.join(new))
 
     def _begin_again(
         self, message: Message, record: RunRecord, job: Definition, params: Callable[[], str], *, is_copy: bool
@@ -335,10 +335,10 @@ class Deliveries:
         if is_copy and record.state is RunState.FAILED:
             self._store.runs.resume(record.id)
             wake_run(self._store, self._queue, record.id)
-            return self._store.runs.load(record.id)
+            return self._store.records.load(record.id)
         if message.run_id is not None:
             return record
-        self._store.runs.retire_key(record.id, message.key)
+        self._store.starts.retire_key(record.id, message.key)
         return self._join(message, job, params)
 
     def _new(self, job: Definition, params: str, *, start_key: str, message: str | None = None) -> NewRun:
@@ -392,11 +392,11 @@ class Deliveries:
 
     def _hand_on(self, message: Message, run_id: RunId) -> None:
         """Leave a message that came to a worker which is stopping to the others: its wake-up is still good."""
-        for wake_up in self._store.runs.waiting(run_id, partition=message.partition):
+        for wake_up in self._store.wake_ups.waiting(run_id, partition=message.partition):
             if wake_up.number != message.wake_no:
                 continue
             if message.hops >= MOST_HOPS:
-                self._store.runs.send_soon(wake_up)
+                self._store.wake_ups.send_soon(wake_up)
             else:
                 # For a moment this worker may still be the quickest to take it.
                 time.sleep(_HOP_SECONDS)
@@ -424,7 +424,7 @@ class Deliveries:
             message.ends_now(record.id)
         elif record.is_announced or message.was_told(record.id):
             message.hush()
-        elif self._store.runs.begin_announcing(record.id):
+        elif self._store.announcements.begin_announcing(record.id):
             message.when_told(Telling(self._store, record.id))
         else:
             # Should it die, a sweep sends the message again.
@@ -436,10 +436,10 @@ class Deliveries:
         if record.message is None:
             # What has failed is told of by the one in whose hands it did.
             return record.state is not RunState.FAILED or outcome is None or outcome.ending is not Ending.REQUESTED
-        if message.run_id is None or self._store.runs.find(start_key=message.key) == record.id:
+        if message.run_id is None or self._store.starts.find(start_key=message.key) == record.id:
             return True
         if outcome is not None:
-            for announcement in self._store.runs.announcement(record.id):
+            for announcement in self._store.announcements.announcement(record.id):
                 wake(self._queue, announcement)
         return False
 

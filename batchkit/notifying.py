@@ -43,8 +43,8 @@ class Notifier:
             _logger.exception("a hook failed; its run is as it was", extra=extra)
 
     def _event(self, change: Change) -> RunEvent:
-        made = self._store.runs.transition(change.transition)
-        run = self._store.runs.load(change.run_id)
+        made = self._store.records.transition(change.transition)
+        run = self._store.records.load(change.run_id)
         return RunEvent(
             happening=change.happening,
             run_id=run.id,

@@ -91,7 +91,7 @@ class FailedItems:
         Raises:
             SourceChanged: its cursors mean something else now, or its content was changed.
         """
-        identity, fingerprint = self._store.runs.meaning(self._run_id)
+        identity, fingerprint = self._store.records.meaning(self._run_id)
         check_same(self._lease, identity=(identity, identity_of(self._source, version=self._version)))
         check_same(self._lease, fingerprint=(fingerprint, fingerprint_of(self._source)))
 

@@ -58,7 +58,7 @@ class Reporter:
             self._moved.clear()
             has_ended = self._ended.is_set()
             try:
-                self._show(self._store.runs.load(self._run_id).progress)
+                self._show(self._store.records.load(self._run_id).progress)
             except Exception:
                 _logger.debug("progress could not be shown", extra={"run_id": self._run_id}, exc_info=True)
             if has_ended:

@@ -43,13 +43,13 @@ def sweep(store: Store, queue: Queue) -> Swept:
 
 def _to_send(store: Store, queue: Queue) -> Iterator[WakeUp]:
     if not queue.keeps_messages:
-        yield from store.runs.all_waiting(limit=_AT_ONCE)
+        yield from store.wake_ups.all_waiting(limit=_AT_ONCE)
         return
-    for wake_up in store.runs.overdue(limit=_AT_ONCE):
-        if _unless_locked(store, wake_up.run_id, partial(store.runs.take_resend, wake_up)):
+    for wake_up in store.wake_ups.overdue(limit=_AT_ONCE):
+        if _unless_locked(store, wake_up.run_id, partial(store.wake_ups.take_resend, wake_up)):
             yield wake_up
-    for wake_up in store.runs.unannounced(limit=_AT_ONCE):
-        if _unless_locked(store, wake_up.run_id, partial(store.runs.take_announcement_resend, wake_up)):
+    for wake_up in store.announcements.unannounced(limit=_AT_ONCE):
+        if _unless_locked(store, wake_up.run_id, partial(store.announcements.take_announcement_resend, wake_up)):
             yield wake_up
 
 
@@ -58,7 +58,7 @@ def _send(store: Store, queue: Queue, wake_up: WakeUp) -> bool:
 
 
 def _shared(store: Store, queue: Queue) -> list[WakeUp]:
-    runs = store.runs.short_of_workers(limit=_AT_ONCE) if queue.keeps_messages else []
+    runs = store.wake_ups.short_of_workers(limit=_AT_ONCE) if queue.keeps_messages else []
     return [
         each for run_id in runs for each in _unless_locked(store, run_id, partial(share, store, queue, run_id)) or ()
     ]

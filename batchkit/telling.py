@@ -33,7 +33,7 @@ class Telling:
         """Write down that the end was told."""
         self._is_over.set()
         try:
-            self._store.runs.announced(self.run_id)
+            self._store.announcements.announced(self.run_id)
         except Exception:
             _logger.exception("that the end of a run was told could not be written down; it is told again")
 
@@ -44,6 +44,6 @@ class Telling:
     def _keep(self) -> None:
         while not self._is_over.wait(_EVERY_SECONDS):
             try:
-                self._store.runs.keep_announcing(self.run_id)
+                self._store.announcements.keep_announcing(self.run_id)
             except Exception:
                 _logger.warning("the right to tell of a run's end could not be kept", exc_info=True)

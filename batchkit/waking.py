@@ -29,16 +29,16 @@ def send(store: Store, queue: Queue, wake_up: WakeUp) -> bool:
     """Wake a worker up by the right to do so that was won in the store; a queue that cannot gives it back."""
     is_sent = wake(queue, wake_up)
     if not is_sent and not wake_up.is_announcement:
-        store.runs.give_resend_back(wake_up)
+        store.wake_ups.give_resend_back(wake_up)
     return is_sent
 
 
 def wake_run(store: Store, queue: Queue, run_id: RunId, *, partition: int | None = None) -> bool:
     """Wake workers up for what waits of a run that was just made workable; False where nothing does."""
-    if partition is None and queue.keeps_messages and store.runs.is_shared(run_id):
+    if partition is None and queue.keeps_messages and store.wake_ups.is_shared(run_id):
         return bool(share(store, queue, run_id))
     # Without messages workers find the others by themselves.
-    waiting = store.runs.waiting(run_id, partition=partition, limit=None if queue.keeps_messages else 1)
+    waiting = store.wake_ups.waiting(run_id, partition=partition, limit=None if queue.keeps_messages else 1)
     for wake_up in waiting:
         wake(queue, wake_up)
     return bool(waiting)
@@ -46,4 +46,4 @@ def wake_run(store: Store, queue: Queue, run_id: RunId, *, partition: int | None
 
 def share(store: Store, queue: Queue, run_id: RunId) -> list[WakeUp]:
     """Wake further workers up for a run with several partitions, where they may come and are not on their way yet."""
-    return [wake_up for wake_up in store.runs.take_shares(run_id, window=WINDOW) if send(store, queue, wake_up)]
+    return [wake_up for wake_up in store.wake_ups.take_shares(run_id, window=WINDOW) if send(store, queue, wake_up)]

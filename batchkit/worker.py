@@ -78,7 +78,7 @@ class Worker:
         One whose code does not fit may have a thousand other partitions. A worker that is being drained passes nothing
         over: it could take all of it once that is called off.
         """
-        if outcome.ending is Ending.DECLINED and self.store.runs.is_shared(run_id):
+        if outcome.ending is Ending.DECLINED and self.store.wake_ups.is_shared(run_id):
             self._passed_over[run_id] = time.monotonic() + _DECLINED_SECONDS
         elif outcome.ending is Ending.LEFT and not self.duty.notice.is_there:
             self._passed_over[run_id] = time.monotonic() + _LEFT_SECONDS
@@ -125,7 +125,7 @@ class Worker:
         Raises:
             JobNotFound: the job of the run is not registered in this process.
         """
-        options = self.jobs[self.store.runs.job_of(run_id)].options
+        options = self.jobs[self.store.records.job_of(run_id)].options
         if is_sliced and self.duty.notice.is_there:
             return _LEFT
         with tied_to_main() as tie:
@@ -234,7 +234,7 @@ class Worker:
                     break
             if numbers:
                 continue
-            state = self.store.runs.load(run_id).state
+            state = self.store.records.load(run_id).state
             waits = waits_for_others or (is_held and state is RunState.QUEUED)
             if state not in {RunState.QUEUED, RunState.RUNNING} or not waits:
                 return outcome

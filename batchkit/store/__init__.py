@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from batchkit.errors import InvalidStart
 from batchkit.store.addresses import shown
+from batchkit.store.announcements import Announcements
 from batchkit.store.changes import Change
 from batchkit.store.clock import Clock
 from batchkit.store.database import Database, HeldConnection
@@ -19,16 +20,20 @@ from batchkit.store.leases import Leases
 from batchkit.store.outbox import Tx, after_commit, session_itself
 from batchkit.store.purging import Purged, Purging
 from batchkit.store.rates import Rates
+from batchkit.store.records import Records
 from batchkit.store.results import OpenResults
 from batchkit.store.runs import Runs
 from batchkit.store.schema import Schema
+from batchkit.store.starts import Starts
 from batchkit.store.suspects import Suspects
 from batchkit.store.tables import tables
 from batchkit.store.totals import Totals
 from batchkit.store.transaction import ChunkTransaction, KeptSession, Sessions
+from batchkit.store.wake_ups import WakeUps
 
 __all__ = [
     "ATTEND_EVERY_SECONDS",
+    "Announcements",
     "Backlog",
     "Change",
     "ChunkTransaction",
@@ -45,14 +50,17 @@ __all__ = [
     "Purged",
     "Purging",
     "Rates",
+    "Records",
     "Runs",
     "Schema",
     "Server",
     "Sessions",
+    "Starts",
     "Store",
     "Suspects",
     "Totals",
     "Tx",
+    "WakeUps",
     "after_commit",
     "session_itself",
     "tables",
@@ -66,6 +74,10 @@ class Store:
         self.database = Database(database, schema=schema, clock=clock)
         self.schema = Schema(self.database)
         self.runs = Runs(self.database)
+        self.starts = Starts(self.database, self.runs)
+        self.records = Records(self.database)
+        self.wake_ups = WakeUps(self.database)
+        self.announcements = Announcements(self.database)
         self.leases = Leases(self.database, self.runs)
         self.failures = Failures(self.database)
         self.suspects = Suspects(self.database)

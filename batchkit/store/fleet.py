@@ -82,19 +82,19 @@ class FleetStatements(Statements):
                 type_coerce(null(), UtcTime).label("since"),
             )
             .join(self.run, run.id == partition.run_id)
-            .where(partition.worker.is_not(None), self._is_live())
+            .where(partition.worker.is_not(None), self.is_live())
         )
 
     def _waiting(self) -> Select[Any]:
         run, partition = self.run.c, self.partition.c
         since = func.coalesce(partition.lease_expires_at, partition.due_at, type_=partition.due_at.type)
-        is_ready = and_(self._is_free(), self._may_be_claimed())
+        is_ready = and_(self.is_free(), self._may_be_claimed())
         each = (
             select(
                 run.queue,
                 run.max_workers,
                 func.count(case((is_ready, 1))).label("ready"),
-                func.count(case((self._is_live(), 1))).label("held"),
+                func.count(case((self.is_live(), 1))).label("held"),
                 func.min(case((is_ready, since))).label("since"),
             )
             .join_from(self.partition, self.run, run.id == partition.run_id)
@@ -127,20 +127,20 @@ class FleetStatements(Statements):
             partition.due_at <= self.clock.after(literal(_SOON_SECONDS, Float)),
             run.state.in_(WORKABLE),
             run.requested.is_(None),
-            self._is_not_held_off(),
+            self.is_not_held_off(),
         )
 
     def held_on(self, instance: str) -> Select[Any]:
         """Count the live leases of the processes of an instance."""
         worker = self.partition.c.worker
-        return select(func.count()).where(worker.startswith(f"{instance}:", autoescape=True), self._is_live())
+        return select(func.count()).where(worker.startswith(f"{instance}:", autoescape=True), self.is_live())
 
     def present(self) -> Select[Any]:
         """Read the workers that have said lately that they are there."""
         worker = self.worker.c
         return (
             select(self.worker)
-            .where(worker.seen_at > self._ago(_PRESENT_SECONDS))
+            .where(worker.seen_at > self.ago(_PRESENT_SECONDS))
             .order_by(worker.instance, worker.name)
         )
 
@@ -170,7 +170,7 @@ class FleetStatements(Statements):
         """Ask the workers of an instance to take nothing more."""
         return (
             update(self.worker)
-            .where(self.worker.c.instance == instance, self.worker.c.seen_at > self._ago(_PRESENT_SECONDS))
+            .where(self.worker.c.instance == instance, self.worker.c.seen_at > self.ago(_PRESENT_SECONDS))
             .values(draining_at=self.clock.now())
         )
 
@@ -193,7 +193,7 @@ class FleetStatements(Statements):
 
     def forgotten(self) -> Select[Any]:
         """Find workers that have said nothing for long."""
-        return select(self.worker.c.name).where(self.worker.c.seen_at <= self._ago(_FORGOTTEN_SECONDS))
+        return select(self.worker.c.name).where(self.worker.c.seen_at <= self.ago(_FORGOTTEN_SECONDS))
 
     def read_now(self) -> Select[Any]:
         """Read the clock."""

@@ -52,7 +52,7 @@ class PurgeStatements(Statements):
                 # It ended after it began: the index finds the old ones by their ids, which begin with the time.
                 run.id > after,
                 run.id < run_id_at(time.time() + self.clock.shift() - seconds + _CLOCK_SLACK_SECONDS),
-                run.finished_at <= self._ago(seconds),
+                run.finished_at <= self.ago(seconds),
                 run.announce_at.is_(None),
                 # What is kept for its key stays. Its purge is over when its history is gone, the last to go.
                 or_(
@@ -81,7 +81,7 @@ class PurgeStatements(Statements):
         run = self.run.c
         return (
             update(self.run)
-            .where(run.id == run_id, unindexed(run.state).in_(states), run.finished_at <= self._ago(seconds))
+            .where(run.id == run_id, unindexed(run.state).in_(states), run.finished_at <= self.ago(seconds))
             .values(purged_at=self.clock.now(), message=None)
         )
 

@@ -83,11 +83,11 @@ class _ViewStatements(FleetStatements):
         out meanwhile. It says what `kit.busy()` does.
         """
         run, partition = self.run.c, self.partition.c
-        is_held = and_(partition.worker.is_not(None), self._is_live())
+        is_held = and_(partition.worker.is_not(None), self.is_live())
         standing = case(
             (and_(is_held, self._is_interruptible()), "interruptible"),
             (is_held, "protected"),
-            (and_(self._is_free(), self._may_be_claimed()), "ready"),
+            (and_(self.is_free(), self._may_be_claimed()), "ready"),
         )
         each = (
             select(

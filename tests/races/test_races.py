@@ -124,7 +124,7 @@ def test_pause_against_finish(bench: Bench, order: str):
         for each in _both(pause, finish):
             each.exception()
     # The end of the work beats the pause, whoever was first.
-    record = bench.store.runs.load(lease.run_id)
+    record = bench.store.records.load(lease.run_id)
     assert (RunState.SUCCEEDED, None) == (record.state, record.requested)
 
 
@@ -149,7 +149,7 @@ def test_cancel_against_finish(bench: Bench, order: str):
         for each in _both(cancel, finish):
             each.exception()
         wanted = {RunState.SUCCEEDED, RunState.CANCELLED}
-    assert bench.store.runs.load(lease.run_id).state in wanted
+    assert bench.store.records.load(lease.run_id).state in wanted
 
 
 @pytest.mark.parametrize("attempt", range(10))
@@ -162,7 +162,7 @@ def test_two_last_partitions_end_their_run_once(bench: Bench, attempt: int):
 
     states = [each.result() for each in _both(release(0), release(1))]
     assert {RunState.RUNNING, RunState.SUCCEEDED} == set(states)
-    endings = [each for each in bench.store.runs.history(run_id) if each.after is RunState.SUCCEEDED]
+    endings = [each for each in bench.store.records.history(run_id) if each.after is RunState.SUCCEEDED]
     assert 1 == len(endings)
 
 
@@ -195,13 +195,13 @@ def test_two_finishers_finish_once(bench: Bench, attempt: int):
     assert outcomes[1].result() is None
     with bench.store.database.connect() as tx:
         assert 1 == tx.execute(text("SELECT count(*) FROM report")).scalar()
-    assert RunState.SUCCEEDED == bench.store.runs.load(run_id).state
+    assert RunState.SUCCEEDED == bench.store.records.load(run_id).state
 
 
 @pytest.mark.parametrize("attempt", range(5))
 def test_two_planners_plan_once(bench: Bench, attempt: int):
     new = NewRun(job="job", params="{}", queue="default", delivery="exactly-once")
-    bench.store.runs.create(new)
+    bench.store.starts.create(new)
     stale = bench.claim(new.id)
     bench.pass_time(11)
     owner = bench.claim(new.id)
@@ -211,7 +211,7 @@ def test_two_planners_plan_once(bench: Bench, attempt: int):
     )
     assert isinstance(outcomes[0].exception(), LeaseLost)
     assert outcomes[1].exception() is None
-    assert (2, 2) == (bench.store.runs.load(new.id).progress.total, len(bench.store.runs.partitions(new.id)))
+    assert (2, 2) == (bench.store.records.load(new.id).progress.total, len(bench.store.records.partitions(new.id)))
 
 
 _STARTS = 50
@@ -234,17 +234,17 @@ def _new(**keys: str) -> NewRun:
 
 
 def test_fifty_starts_with_one_key_are_one_run(bench: Bench):
-    starts = _start_at_once(bench, lambda: bench.store.runs.join(_new(start_key="key:one", unique_key="u")))
+    starts = _start_at_once(bench, lambda: bench.store.starts.join(_new(start_key="key:one", unique_key="u")))
     runs = {each.result() for each in starts}
-    assert runs == {record.id for record in bench.store.runs.newest(limit=100)}
+    assert runs == {record.id for record in bench.store.records.newest(limit=100)}
     assert 1 == len(runs)
-    assert 1 == len(bench.store.runs.partitions(runs.pop()))
+    assert 1 == len(bench.store.records.partitions(runs.pop()))
 
 
 def test_fifty_starts_with_one_unique_key_are_one_run_and_errors_that_name_it(bench: Bench):
-    starts = _start_at_once(bench, lambda: bench.store.runs.join(_new(unique_key="u")))
+    starts = _start_at_once(bench, lambda: bench.store.starts.join(_new(unique_key="u")))
     errors = [error for each in starts if (error := each.exception()) is not None]
-    (run,) = bench.store.runs.newest(limit=100)
+    (run,) = bench.store.records.newest(limit=100)
     assert _STARTS - 1 == len(errors)
     assert all(isinstance(error, RunActive) and run.id == error.run_id for error in errors)
 
@@ -258,10 +258,10 @@ def test_fifty_sessions_that_start_with_one_key_are_one_run(bench: Bench):
     def start() -> RunId:
         with Session(engine) as session, session.begin():
             session.execute(text("INSERT INTO mine VALUES (1)"))
-            return bench.store.runs.join_in(bench.store.connection_of(session), _new(start_key="key:one"))
+            return bench.store.starts.join_in(bench.store.connection_of(session), _new(start_key="key:one"))
 
     runs = {each.result() for each in _start_at_once(bench, start)}
-    assert runs == {record.id for record in bench.store.runs.newest(limit=100)}
+    assert runs == {record.id for record in bench.store.records.newest(limit=100)}
     with engine.connect() as tx:
         assert _STARTS == tx.execute(text("SELECT count(*) FROM mine")).scalar()
     engine.dispose()
@@ -275,14 +275,15 @@ def _waiting(bench: Bench) -> dict[str, object]:
 @pytest.mark.parametrize("attempt", range(5))
 def test_a_resume_against_a_start_of_the_same_unique_key(bench: Bench, attempt: int):
     runs = bench.store.runs
-    failed = runs.join(_new(unique_key="u"))
+    starts = bench.store.starts
+    failed = starts.join(_new(unique_key="u"))
     error = RunError(type="ValueError", message="bad", traceback="", partition=0, cursor=None)
     bench.store.leases.fail(bench.claim(failed), error, worker="worker")
 
-    outcomes = _both(lambda: runs.resume(failed), lambda: runs.join(_new(unique_key="u")))
+    outcomes = _both(lambda: runs.resume(failed), lambda: starts.join(_new(unique_key="u")))
     errors = [each.exception() for each in outcomes]
     assert [RunActive] == [type(error) for error in errors if error is not None]
-    active = [record for record in runs.newest(limit=10) if record.state is RunState.QUEUED]
+    active = [record for record in bench.store.records.newest(limit=10) if record.state is RunState.QUEUED]
     assert 1 == len(active)
 
 
@@ -293,7 +294,7 @@ def test_many_sweeps_at_once_settle_a_run_once(bench: Bench, attempt: int):
     with ThreadPoolExecutor(4) as pool:
         states = list(pool.map(bench.store.runs.settle_unattended, [lease.run_id] * 4))
     assert [RunState.QUEUED] * 4 == states
-    assert 1 == bench.store.runs.load(lease.run_id).progress.interruptions
+    assert 1 == bench.store.records.load(lease.run_id).progress.interruptions
 
 
 @pytest.mark.parametrize("attempt", range(3))
@@ -340,7 +341,7 @@ def test_wake_ups_that_are_shared_at_the_same_time_are_sent_once(bench: Bench, a
     run_id = bench.start(ranges=40)
 
     def share() -> object:
-        return bench.store.runs.take_shares(run_id, window=4)
+        return bench.store.wake_ups.take_shares(run_id, window=4)
 
     taken = [each.result() for each in _both(share, share)]
     sent = [wake_up.partition for wake_ups in taken if isinstance(wake_ups, list) for wake_up in wake_ups]
@@ -376,4 +377,4 @@ def test_a_taken_over_partition_does_not_disturb_the_others(bench: Bench):
     assert (True, dead.fence + 1, alive.fence) == (standing.goes_on, taken.fence, moved.fence)
     with pytest.raises(LeaseLost):
         bench.checkpoint(dead)
-    assert 1 == bench.store.runs.load(run_id).progress.interruptions
+    assert 1 == bench.store.records.load(run_id).progress.interruptions

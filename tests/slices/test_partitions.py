@@ -569,20 +569,20 @@ def test_a_rate_is_that_of_all_partitions_together(server_kit: BatchKit, server_
 def test_few_wake_ups_are_under_way_at_a_time_and_each_claim_has_the_next_sent(queued: BatchKit, done: Ledger):
     run = job(span(100), write, chunk_size=1, partitions=100).start()
     store = store_of(queued)
-    first = store.runs.take_shares(run.id, window=WINDOW)
+    first = store.wake_ups.take_shares(run.id, window=WINDOW)
     assert [0] == [each.partition for each in first]
     with Stop() as stop:
         queued._worker.work_partition(run.id, 0, stop=stop)  # noqa: SLF001  it plans the run
 
-    sent = store.runs.take_shares(run.id, window=WINDOW)
+    sent = store.wake_ups.take_shares(run.id, window=WINDOW)
     assert list(range(1, WINDOW + 1)) == [each.partition for each in sent]
-    assert [] == store.runs.take_shares(run.id, window=WINDOW)
+    assert [] == store.wake_ups.take_shares(run.id, window=WINDOW)
     claimed = store.leases.claim(run.id, 1, worker="one", seconds=60, wake_no=sent[0].number)
     assert claimed is not None
-    assert [WINDOW + 1] == [each.partition for each in store.runs.take_shares(run.id, window=WINDOW)]
+    assert [WINDOW + 1] == [each.partition for each in store.wake_ups.take_shares(run.id, window=WINDOW)]
     # What is given back waits for its turn, behind those that nobody has begun.
     store.leases.release(claimed, reason="the test")
-    assert [] == store.runs.take_shares(run.id, window=WINDOW)
+    assert [] == store.wake_ups.take_shares(run.id, window=WINDOW)
 
 
 def test_no_more_wake_ups_are_sent_than_workers_may_come(queued: BatchKit, done: Ledger):
@@ -591,12 +591,12 @@ def test_no_more_wake_ups_are_sent_than_workers_may_come(queued: BatchKit, done:
     with Stop() as stop:
         queued._worker.work_partition(run.id, 0, stop=stop)  # noqa: SLF001  it plans the run
 
-    sent = store.runs.take_shares(run.id, window=WINDOW)
+    sent = store.wake_ups.take_shares(run.id, window=WINDOW)
     assert 2 == len(sent)
     claimed = [store.leases.claim(run.id, each.partition, worker="w", seconds=60) for each in sent]
     assert None not in claimed
-    assert [] == store.runs.take_shares(run.id, window=WINDOW)
-    assert [] == store.runs.short_of_workers(limit=10)
+    assert [] == store.wake_ups.take_shares(run.id, window=WINDOW)
+    assert [] == store.wake_ups.short_of_workers(limit=10)
 
 
 def test_an_interrupted_run_goes_on_in_all_its_partitions(queued: BatchKit, done: Ledger):

@@ -228,7 +228,7 @@ def test_a_database_that_fails_after_the_commit_does_not_fail_it(
         raise ConnectionError("away")
 
     run = job(numbers, work).using(session=session).start()
-    monkeypatch.setattr(kit._store.runs, "waiting", fail)  # noqa: SLF001  what is asked after a commit
+    monkeypatch.setattr(kit._store.wake_ups, "waiting", fail)  # noqa: SLF001  what is asked after a commit
     session.commit()
     monkeypatch.undo()
     assert [run.id] == [each.id for each in kit.runs()]
@@ -377,7 +377,7 @@ def test_a_param_that_the_job_has_got_since_counts_with_its_default(kit: BatchKi
     definition = JOBS[job(numbers, work).name]
     for params, is_same in (({}, True), ({"label": "y"}, False), ({"n": 5}, False)):
         wanted = new_run(definition, definition.pack((), params), commits_together=True)
-        assert is_same is is_same_start(definition, kit._store.runs.load(run.id), wanted)  # noqa: SLF001  the record
+        assert is_same is is_same_start(definition, kit._store.records.load(run.id), wanted)  # noqa: SLF001  the record
 
 
 def test_a_key_in_a_session_joins_its_own_run_and_others(kit: BatchKit, queue: Recorded, session: Session):
@@ -397,8 +397,8 @@ def test_a_start_that_is_refused_leaves_the_users_transaction_alive(
     """Another is quicker: it commits between the look for the key and the insert."""
     made = job(numbers, work)
     session.execute(insert(ledger), {"item": 1})
-    runs = kit._store.runs  # noqa: SLF001  the moment between the two
-    look = runs._existing  # noqa: SLF001  the same
+    starts = kit._store.starts  # noqa: SLF001  the moment between the two
+    look = starts._existing  # noqa: SLF001  the same
     others: list[Run] = []
 
     def be_slow(tx, new):
@@ -408,7 +408,7 @@ def test_a_start_that_is_refused_leaves_the_users_transaction_alive(
             others.append(made.using(key="k").start())
         return found
 
-    monkeypatch.setattr(runs, "_existing", be_slow)
+    monkeypatch.setattr(starts, "_existing", be_slow)
     run = made.using(key="k", session=session).start()
     session.commit()
     assert 1 == done.count()

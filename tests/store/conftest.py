@@ -37,7 +37,7 @@ class Bench:
             partitions=ranges,
             max_workers=max_workers,
         )
-        self.store.runs.create(new)
+        self.store.starts.create(new)
         lease = self.claim(new.id)
         plan = Plan(ranges=tuple(Range() for _ in range(ranges)), total=100, has_finish=has_finish)
         self.store.leases.release(self.store.leases.plan(lease, plan), reason="planned", is_interrupt=False)

@@ -75,7 +75,7 @@ def _stamp(store: Store) -> tuple[int, int]:
 def _some_runs(store: Store) -> list[RunId]:
     runs = [NewRun(job="job", params="{}", queue=f"queue {n % 3}", delivery="exactly-once") for n in range(24)]
     for run in runs:
-        store.runs.create(run)
+        store.starts.create(run)
     return [run.id for run in runs]
 
 
@@ -191,7 +191,7 @@ def test_a_migration_takes_columns_from_under_the_view_and_what_was_granted_on_i
             command.stamp(store.schema._config(connection=tx), "head")  # noqa: SLF001  the same
             tx.execute(text("ALTER TABLE batch.batchkit_partition DROP COLUMN chunk_seconds"))
             tx.execute(text("ALTER TABLE batch.batchkit_partition ADD COLUMN chunk_seconds double precision"))
-        store.runs.create(NewRun(job="job", params="{}", queue="mail", delivery="exactly-once"))
+        store.starts.create(NewRun(job="job", params="{}", queue="mail", delivery="exactly-once"))
         with store.database.transaction() as tx:
             tx.execute(text(f"SET LOCAL ROLE {reader}"))
             # The query of docs/hooks/kubernetes, which needs a row though the queue be empty.
@@ -213,7 +213,7 @@ def test_migrate_keeps_the_view_of_an_older_version(postgres_url: str):
             command.downgrade(store.schema._config(connection=tx), "0007")  # noqa: SLF001  the same
         assert {} == _seen(store)
         store.schema.migrate()
-        store.runs.create(NewRun(job="job", params="{}", queue="mail", delivery="exactly-once"))
+        store.starts.create(NewRun(job="job", params="{}", queue="mail", delivery="exactly-once"))
         assert 1 == _seen(store)["mail"]["wanted"]
         store.schema.migrate()
 

@@ -234,7 +234,7 @@ def start_shared(bench: Bench, *, ranges: int, max_workers: int | None) -> RunId
     new = NewRun(
         job="job", params="{}", queue="default", delivery="exactly-once", partitions=ranges, max_workers=max_workers
     )
-    bench.store.runs.create(new)
+    bench.store.starts.create(new)
     lease = bench.claim(new.id)
     plan = Plan(ranges=tuple(Range() for _ in range(ranges)), total=100)
     bench.store.leases.release(bench.store.leases.plan(lease, plan), reason="planned", is_interrupt=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import closing
 
 import pytest
@@ -123,13 +124,16 @@ def test_what_has_just_been_started_does_not_wait_for_too_long(bench: Bench):
 
 
 def test_a_run_that_nobody_takes_waits_and_is_unswept_later(bench: Bench):
+    before = time.monotonic()
     bench.start()
     bench.pass_time(65)
     waits = backlog(bench)
+    at_most = 65 + time.monotonic() - before
     bench.pass_time(PATIENCE_SECONDS)
 
     assert (1, 0) == (waits.waiting, waits.unswept)
-    assert waits.longest_seconds == pytest.approx(65, abs=2)
+    # The clock runs on between the statements, for as long as a busy machine takes.
+    assert 65 <= waits.longest_seconds <= at_most + 0.1
     assert (1, 1) == (backlog(bench).waiting, backlog(bench).unswept)
 
 
@@ -141,15 +145,15 @@ def test_a_run_with_several_partitions_waits_where_nobody_works_any_and_counts_o
     bench.store.leases.release(lease, reason="the test")
     assert (1, 1) == (backlog(bench).waiting, backlog(bench).unswept)
     # Others of it are sent later.
-    assert 4 == len(bench.store.runs.take_shares(run_id, window=4))
+    assert 4 == len(bench.store.wake_ups.take_shares(run_id, window=4))
     assert (1, 0) == (backlog(bench).waiting, backlog(bench).unswept)
 
 
 def test_a_sweep_has_seen_to_what_it_has_sent_again(bench: Bench):
     run_id = bench.start()
     bench.pass_time(100)
-    (wake_up,) = bench.store.runs.waiting(run_id)
-    bench.store.runs.take_resend(wake_up)
+    (wake_up,) = bench.store.wake_ups.waiting(run_id)
+    bench.store.wake_ups.take_resend(wake_up)
 
     assert (1, 0) == (backlog(bench).waiting, backlog(bench).unswept)
 

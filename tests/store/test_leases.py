@@ -22,7 +22,7 @@ def test_a_claim_raises_the_fence_and_makes_the_run_running(bench: Bench):
 
     assert first.fence + 1 == second.fence
     assert first.holder != second.holder
-    assert RunState.RUNNING == bench.store.runs.load(run_id).state
+    assert RunState.RUNNING == bench.store.records.load(run_id).state
 
 
 def test_a_live_lease_keeps_others_out(bench: Bench):
@@ -40,8 +40,8 @@ def test_an_ended_lease_is_taken_over_and_the_takeover_is_recorded(bench: Bench)
     second = bench.claim(run_id, worker="second")
 
     assert first.fence + 1 == second.fence
-    assert 1 == bench.store.runs.load(run_id).progress.interruptions
-    assert "taken over: the lease of first ran out" == bench.store.runs.history(run_id)[-1].reason
+    assert 1 == bench.store.records.load(run_id).progress.interruptions
+    assert "taken over: the lease of first ran out" == bench.store.records.history(run_id)[-1].reason
 
 
 def test_a_checkpoint_moves_cursor_and_counters_together_and_renews_the_lease(bench: Bench):
@@ -51,9 +51,9 @@ def test_a_checkpoint_moves_cursor_and_counters_together_and_renews_the_lease(be
         lease, standing = bench.checkpoint(lease, items=7)
         assert standing.goes_on
 
-    (partition,) = bench.store.runs.partitions(lease.run_id)
+    (partition,) = bench.store.records.partitions(lease.run_id)
     assert (21, 21, True) == (partition.cursor, partition.done, partition.is_held)
-    assert 21 == bench.store.runs.load(lease.run_id).progress.done
+    assert 21 == bench.store.records.load(lease.run_id).progress.done
 
 
 def test_a_worker_that_slept_past_its_lease_cannot_commit_though_nobody_claimed(bench: Bench):
@@ -62,7 +62,7 @@ def test_a_worker_that_slept_past_its_lease_cannot_commit_though_nobody_claimed(
 
     with pytest.raises(LeaseLost):
         bench.checkpoint(lease)
-    assert 0 == bench.store.runs.load(lease.run_id).progress.done
+    assert 0 == bench.store.records.load(lease.run_id).progress.done
 
 
 def test_a_stale_worker_cannot_commit_renew_or_release_after_another_has_claimed(bench: Bench):
@@ -100,13 +100,13 @@ def test_a_checkpoint_that_was_committed_already_is_refused(bench: Bench):
 def test_a_renewal_moves_the_end_forward_and_never_backwards(bench: Bench):
     lease = bench.claim(bench.start(), seconds=10)
     assert bench.store.leases.renew(lease)
-    before = bench.store.runs.partitions(lease.run_id)[0].lease_expires_at
+    before = bench.store.records.partitions(lease.run_id)[0].lease_expires_at
     bench.pass_time(-5)
     assert bench.store.leases.renew(lease)
-    assert before == bench.store.runs.partitions(lease.run_id)[0].lease_expires_at
+    assert before == bench.store.records.partitions(lease.run_id)[0].lease_expires_at
     bench.pass_time(10)
     assert bench.store.leases.renew(lease)
-    after = bench.store.runs.partitions(lease.run_id)[0].lease_expires_at
+    after = bench.store.records.partitions(lease.run_id)[0].lease_expires_at
     assert before is not None
     assert after is not None
     assert before < after
@@ -199,7 +199,7 @@ def test_a_delayed_release_is_not_claimable_before_it_is_due(bench: Bench):
 
 def test_planning_happens_once(bench: Bench):
     new = NewRun(job="job", params="{}", queue="default", delivery="exactly-once")
-    bench.store.runs.create(new)
+    bench.store.starts.create(new)
     slow = bench.claim(new.id)
     bench.pass_time(11)
     quick = bench.claim(new.id)
@@ -207,15 +207,15 @@ def test_planning_happens_once(bench: Bench):
 
     with pytest.raises(LeaseLost):
         bench.store.leases.plan(slow, Plan(ranges=(Range(),), total=5))
-    assert 9 == bench.store.runs.load(new.id).progress.total
-    assert 2 == len(bench.store.runs.partitions(new.id))
+    assert 9 == bench.store.records.load(new.id).progress.total
+    assert 2 == len(bench.store.records.partitions(new.id))
 
 
 def test_an_empty_plan_leaves_nothing_to_do(bench: Bench):
     new = NewRun(job="job", params="{}", queue="default", delivery="exactly-once")
-    bench.store.runs.create(new)
+    bench.store.starts.create(new)
     lease = bench.store.leases.plan(bench.claim(new.id), Plan(ranges=(), total=0))
-    assert PartitionState.FINAL == bench.store.runs.partitions(new.id)[0].state
+    assert PartitionState.FINAL == bench.store.records.partitions(new.id)[0].state
 
     assert RunState.SUCCEEDED == bench.store.leases.release(lease, is_exhausted=True, reason="empty")
 

@@ -54,7 +54,7 @@ class Workers(RuleBasedStateMachine):
     def claim(self, worker: int, part: int) -> None:
         """A worker forgets the lease it has, as after a kill, and tries to get one."""
         self.leases.pop(worker, None)
-        live = [p.number for p in self.bench.store.runs.partitions(self.run_id) if p.is_held]
+        live = [p.number for p in self.bench.store.records.partitions(self.run_id) if p.is_held]
         lease = self.bench.store.leases.claim(self.run_id, part, worker=f"worker {worker}", seconds=_LEASE)
         if lease is not None:
             assert part not in live
@@ -133,17 +133,17 @@ class Workers(RuleBasedStateMachine):
             return
         with self.bench.store.database.connect() as tx:
             rows = tx.execute(text("SELECT part, item FROM ledger ORDER BY part, item")).all()
-        partitions = self.bench.store.runs.partitions(self.run_id)
+        partitions = self.bench.store.records.partitions(self.run_id)
         assert [(p.number, item) for p in partitions for item in range(p.done)] == [tuple(row) for row in rows]
-        assert len(rows) == self.bench.store.runs.load(self.run_id).progress.done
+        assert len(rows) == self.bench.store.records.load(self.run_id).progress.done
 
     @invariant()
     def states_follow_the_table(self) -> None:
         """Compare the recorded changes with the table, and the end with what it means."""
         if not hasattr(self, "run_id"):
             return
-        record = self.bench.store.runs.load(self.run_id)
-        history = self.bench.store.runs.history(self.run_id)
+        record = self.bench.store.records.load(self.run_id)
+        history = self.bench.store.records.history(self.run_id)
         for change in history[1:]:
             assert change.before is change.after or (change.before, change.after) in TRANSITIONS
         assert record.state is history[-1].after

@@ -168,8 +168,8 @@ def test_keys_differ_by_case_and_texts_are_of_any_length_and_script(
         params = '{"text": "' + "snow ☃ and \N{PILE OF POO} " * 10_000 + '"}'
         keys = ("key", "KEY", "kéy")
         runs = [NewRun(job="job", params=params, queue="q", delivery="exactly-once", start_key=key) for key in keys]
-        assert [run.id for run in runs] == [bench.store.runs.join(run) for run in runs]
-        assert [params] * 3 == [bench.store.runs.load(run.id).params for run in runs]
+        assert [run.id for run in runs] == [bench.store.starts.join(run) for run in runs]
+        assert [params] * 3 == [bench.store.records.load(run.id).params for run in runs]
         lease = bench.claim(runs[0].id)
         forged = lease.__class__(**{**_fields(lease), "holder": lease.holder.upper()})
         assert not bench.store.leases.renew(forged)
@@ -311,7 +311,7 @@ def test_a_schema_is_a_database_of_its_own(mysql_url: str, mariadb_server: Maria
 def test_updates_of_one_row_find_it_by_its_id_and_by_no_other_index(mysql_url: str):
     with closing(Bench(mysql_url)) as bench:
         run_id = bench.start()
-        (wake_up,) = bench.store.runs.waiting(run_id)
+        (wake_up,) = bench.store.wake_ups.waiting(run_id)
         lease = bench.claim(run_id)
         statements = Statements(bench.store.database.tables, bench.store.database.clock)
         purging = PurgeStatements(bench.store.database.tables, bench.store.database.clock)

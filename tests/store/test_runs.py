@@ -27,7 +27,7 @@ def _into(bench: Bench, state: RunState) -> RunId:
             bench.store.leases.release(lease, is_exhausted=True, reason="done")
         elif state is RunState.FAILED:
             bench.store.leases.fail(lease, _ERROR, worker="worker")
-    assert state == bench.store.runs.load(run_id).state
+    assert state == bench.store.records.load(run_id).state
     return run_id
 
 
@@ -51,7 +51,7 @@ def test_people_can_do_what_the_table_of_transitions_allows_and_nothing_else(
         with pytest.raises(IllegalTransition) as refused:
             ask(run_id)
         assert (state.value, wanted.value) == (refused.value.current, refused.value.wanted)
-        assert state == runs.load(run_id).state
+        assert state == bench.store.records.load(run_id).state
 
 
 def test_every_change_is_recorded_with_its_reason(bench: Bench):
@@ -61,7 +61,7 @@ def test_every_change_is_recorded_with_its_reason(bench: Bench):
     bench.store.runs.resume(run_id)
     bench.store.runs.cancel(run_id)
 
-    history = bench.store.runs.history(run_id)
+    history = bench.store.records.history(run_id)
     for change in history[1:]:
         assert (change.before, change.after) in TRANSITIONS
     assert ["claimed", "ValueError: bad", "resumed", "cancel requested"] == [each.reason for each in history[-4:]]
@@ -70,10 +70,10 @@ def test_every_change_is_recorded_with_its_reason(bench: Bench):
 def test_resuming_a_failed_run_keeps_its_cursor_and_forgets_the_error(bench: Bench):
     lease, _ = bench.checkpoint(bench.claim(bench.start()), items=5)
     bench.store.leases.fail(lease, _ERROR, worker="worker")
-    assert _ERROR == bench.store.runs.load(lease.run_id).error
+    assert _ERROR == bench.store.records.load(lease.run_id).error
 
     bench.store.runs.resume(lease.run_id)
-    record = bench.store.runs.load(lease.run_id)
+    record = bench.store.records.load(lease.run_id)
     assert (None, None, RunState.QUEUED) == (record.error, record.finished_at, record.state)
     assert ("5", 5) == (bench.claim(lease.run_id).cursor, record.progress.done)
 
@@ -103,7 +103,7 @@ def test_a_request_on_a_run_whose_worker_died_is_settled_at_once_and_for_good(be
     bench.pass_time(-11)
     with pytest.raises(LeaseLost):
         bench.checkpoint(dead)
-    assert RunState.PAUSED == bench.store.runs.load(dead.run_id).state
+    assert RunState.PAUSED == bench.store.records.load(dead.run_id).state
 
 
 def test_a_sweep_finds_runs_without_a_live_lease_and_queues_them(bench: Bench):
@@ -114,8 +114,8 @@ def test_a_sweep_finds_runs_without_a_live_lease_and_queues_them(bench: Bench):
     assert [dead.run_id] == bench.store.runs.unattended(limit=10)
     assert RunState.QUEUED == bench.store.runs.settle_unattended(dead.run_id)
     assert RunState.RUNNING == bench.store.runs.settle_unattended(held.run_id)
-    assert [dead.run_id] == [wake_up.run_id for wake_up in bench.store.runs.overdue(limit=10)]
-    assert 1 == bench.store.runs.load(dead.run_id).progress.interruptions
+    assert [dead.run_id] == [wake_up.run_id for wake_up in bench.store.wake_ups.overdue(limit=10)]
+    assert 1 == bench.store.records.load(dead.run_id).progress.interruptions
 
 
 def test_a_run_with_two_partitions_ends_with_the_last_of_them(bench: Bench):
@@ -163,7 +163,7 @@ def test_the_end_of_the_work_beats_a_pause(bench: Bench):
 
 
 def test_an_unknown_run_is_named(bench: Bench):
-    for ask in (bench.store.runs.load, bench.store.runs.pause, bench.store.runs.resume, bench.store.runs.cancel):
+    for ask in (bench.store.records.load, bench.store.runs.pause, bench.store.runs.resume, bench.store.runs.cancel):
         with pytest.raises(RunNotFound, match="nowhere"):
             ask(RunId("nowhere"))
 
@@ -171,8 +171,8 @@ def test_an_unknown_run_is_named(bench: Bench):
 def test_the_newest_runs_come_first_and_can_be_narrowed(bench: Bench):
     ids = [bench.start() for _ in range(3)]
     bench.store.runs.cancel(ids[0])
-    bench.store.runs.create(NewRun(job="another", params="{}", queue="default", delivery="exactly-once"))
-    newest = bench.store.runs.newest
+    bench.store.starts.create(NewRun(job="another", params="{}", queue="default", delivery="exactly-once"))
+    newest = bench.store.records.newest
 
     assert 4 == len(newest(limit=10))
     assert ids[::-1] == [record.id for record in newest(job="job", limit=10)]
@@ -182,9 +182,9 @@ def test_the_newest_runs_come_first_and_can_be_narrowed(bench: Bench):
 
 def test_rate_and_workers_are_those_of_live_leases_only(bench: Bench):
     lease, _ = bench.checkpoint(bench.claim(bench.start()))
-    progress = bench.store.runs.load(lease.run_id).progress
+    progress = bench.store.records.load(lease.run_id).progress
     assert (1, 1.0) == (progress.workers, progress.rate)
     bench.pass_time(11)
 
-    progress = bench.store.runs.load(lease.run_id).progress
+    progress = bench.store.records.load(lease.run_id).progress
     assert (0, None, None) == (progress.workers, progress.rate, progress.eta)

@@ -217,11 +217,11 @@ def test_one_end_that_nobody_saw_leaves_the_item_to_a_person(bench: Bench, unsee
         death = Death.UNSEEN if number == unseen else Death.CHILD
         _killed_in_place(bench, run_id, 1, items=1, death=death)
 
-    record = bench.store.runs.load(run_id)
+    record = bench.store.records.load(run_id)
     assert RunState.PAUSED == record.state
     assert record.waiting_reason is not None
     assert "partition 0" in record.waiting_reason
-    assert record.waiting_reason == bench.store.runs.history(run_id)[-1].reason
+    assert record.waiting_reason == bench.store.records.history(run_id)[-1].reason
 
 
 def test_a_takeover_pauses_the_run_instead_of_claiming(bench: Bench):
@@ -231,7 +231,7 @@ def test_a_takeover_pauses_the_run_instead_of_claiming(bench: Bench):
     bench.pass_time(11)
 
     assert bench.store.leases.claim(run_id, 0, worker="worker", seconds=10) is None
-    assert RunState.PAUSED == bench.store.runs.load(run_id).state
+    assert RunState.PAUSED == bench.store.records.load(run_id).state
 
 
 def test_a_pause_for_a_person_waits_for_the_other_partitions_workers(bench: Bench):
@@ -244,7 +244,7 @@ def test_a_pause_for_a_person_waits_for_the_other_partitions_workers(bench: Benc
     bench.pass_time(11)
     assert bench.store.leases.claim(run_id, 0, worker="worker", seconds=10) is None
 
-    assert RunState.RUNNING == bench.store.runs.load(run_id).state
+    assert RunState.RUNNING == bench.store.records.load(run_id).state
     other, standing = bench.checkpoint(other)
     assert Request.PAUSE == standing.requested
     assert RunState.PAUSED == bench.store.leases.release(other, reason="requested", is_interrupt=False)
@@ -257,14 +257,14 @@ def test_a_cancel_is_not_turned_into_a_pause(bench: Bench):
     bench.store.runs.cancel(run_id)
     _dies(bench, lease)
 
-    assert RunState.CANCELLED == bench.store.runs.load(run_id).state
+    assert RunState.CANCELLED == bench.store.records.load(run_id).state
 
 
 def test_an_item_that_kills_while_it_is_recorded_is_left_to_a_person(bench: Bench):
     run_id = _narrowed(bench)
     _killed_in_place(bench, run_id, 4, items=1, death=Death.CHILD)
 
-    assert RunState.PAUSED == bench.store.runs.load(run_id).state
+    assert RunState.PAUSED == bench.store.records.load(run_id).state
 
 
 def test_a_resumed_run_starts_with_no_suspicion(bench: Bench):
@@ -284,7 +284,7 @@ def test_a_person_can_have_the_item_skipped(bench: Bench):
     assert lease.suspicion is not None
     assert lease.suspicion.is_to_pass(place=0)
     _dies(bench, _enter(bench, lease, items=1), Death.CHILD)
-    assert RunState.PAUSED == bench.store.runs.load(run_id).state
+    assert RunState.PAUSED == bench.store.records.load(run_id).state
 
 
 def test_there_is_nothing_to_skip_where_no_item_was_found(bench: Bench):
@@ -293,4 +293,4 @@ def test_there_is_nothing_to_skip_where_no_item_was_found(bench: Bench):
 
     with pytest.raises(NothingToSkip):
         bench.store.runs.resume(run_id, skip=True)
-    assert RunState.PAUSED == bench.store.runs.load(run_id).state
+    assert RunState.PAUSED == bench.store.records.load(run_id).state

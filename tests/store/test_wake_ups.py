@@ -38,11 +38,11 @@ class Recorder:
 def _start(bench: Bench, *, key: str | None = None) -> RunId:
     message = None if key is None else "m"
     new = NewRun(job="job", params="{}", queue="default", delivery="exactly-once", start_key=key, message=message)
-    return bench.store.runs.join(new)
+    return bench.store.starts.join(new)
 
 
 def _waiting(bench: Bench, run_id: RunId) -> WakeUp:
-    (wake_up,) = bench.store.runs.waiting(run_id)
+    (wake_up,) = bench.store.wake_ups.waiting(run_id)
     return wake_up
 
 
@@ -161,7 +161,7 @@ def test_a_backlog_of_an_hour_gets_few_copies(sqlite_bench: Bench):
     queue = Recorder()
     for _ in range(3600 // 5):
         sqlite_bench.pass_time(5)
-        if sqlite_bench.store.runs.overdue(limit=1):
+        if sqlite_bench.store.wake_ups.overdue(limit=1):
             sweep(sqlite_bench.store, queue)
 
     assert runs == {wake_up.run_id for wake_up in queue.sent}
@@ -203,20 +203,20 @@ def _fail(bench: Bench, run_id: RunId) -> None:
 
 def test_the_end_of_a_run_is_told_by_one_message_until_it_was(bench: Bench):
     run_id, queue = _start(bench, key="celery:1"), Recorder()
-    assert not bench.store.runs.begin_announcing(run_id)
+    assert not bench.store.announcements.begin_announcing(run_id)
     _fail(bench, run_id)
 
-    assert bench.store.runs.begin_announcing(run_id)
-    assert not bench.store.runs.begin_announcing(run_id)
+    assert bench.store.announcements.begin_announcing(run_id)
+    assert not bench.store.announcements.begin_announcing(run_id)
     bench.pass_time(61)  # the worker that had begun is dead
     sweep(bench.store, queue)
     sweep(bench.store, queue)
     assert ["m"] == [wake_up.message for wake_up in queue.sent]
 
-    assert bench.store.runs.begin_announcing(run_id)
-    bench.store.runs.announced(run_id)
+    assert bench.store.announcements.begin_announcing(run_id)
+    bench.store.announcements.announced(run_id)
     bench.pass_time(10_000)
-    assert not bench.store.runs.begin_announcing(run_id)
+    assert not bench.store.announcements.begin_announcing(run_id)
     sweep(bench.store, queue)
     assert 1 == len(queue.sent)
 
@@ -225,8 +225,8 @@ def test_a_run_that_no_message_started_has_nothing_to_tell(bench: Bench):
     run_id = _start(bench)
     _fail(bench, run_id)
     bench.pass_time(1000)
-    assert not bench.store.runs.begin_announcing(run_id)
-    assert [] == bench.store.runs.unannounced(limit=10)
+    assert not bench.store.announcements.begin_announcing(run_id)
+    assert [] == bench.store.announcements.unannounced(limit=10)
 
 
 @pytest.mark.parametrize("ending", ["cancel", "fail"])
@@ -236,47 +236,47 @@ def test_a_cancelled_or_resumed_run_tells_of_its_real_end(bench: Bench, ending: 
         bench.store.runs.cancel(run_id)
     else:
         _fail(bench, run_id)
-        assert bench.store.runs.begin_announcing(run_id)
-        bench.store.runs.announced(run_id)
+        assert bench.store.announcements.begin_announcing(run_id)
+        bench.store.announcements.announced(run_id)
         bench.store.runs.resume(run_id)
-        assert not bench.store.runs.begin_announcing(run_id)
+        assert not bench.store.announcements.begin_announcing(run_id)
         assert RunState.SUCCEEDED == bench.store.leases.release(
             bench.claim(run_id), is_exhausted=True, reason="every item is done"
         )
-    assert bench.store.runs.begin_announcing(run_id)
+    assert bench.store.announcements.begin_announcing(run_id)
 
 
 def test_the_right_to_tell_of_an_end_is_kept_while_it_is_told(bench: Bench):
     run_id = _start(bench, key="k")
     _fail(bench, run_id)
-    runs = bench.store.runs
-    assert runs.begin_announcing(run_id)
+    announcements = bench.store.announcements
+    assert announcements.begin_announcing(run_id)
     for _ in range(3):
         bench.pass_time(15)
-        runs.keep_announcing(run_id)
-        assert not runs.begin_announcing(run_id)
-        assert not runs.unannounced(limit=10)
-    runs.announced(run_id)
+        announcements.keep_announcing(run_id)
+        assert not announcements.begin_announcing(run_id)
+        assert not announcements.unannounced(limit=10)
+    announcements.announced(run_id)
     # Late, from a thread that has not heard of that.
-    runs.keep_announcing(run_id)
+    announcements.keep_announcing(run_id)
     bench.pass_time(60)
-    assert not runs.begin_announcing(run_id)
-    assert not runs.unannounced(limit=10)
+    assert not announcements.begin_announcing(run_id)
+    assert not announcements.unannounced(limit=10)
 
 
 def test_a_thread_keeps_the_right_to_tell_of_an_end(bench: Bench, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(telling, "_EVERY_SECONDS", 0.01)
     run_id = _start(bench, key="k")
     _fail(bench, run_id)
-    assert bench.store.runs.begin_announcing(run_id)
+    assert bench.store.announcements.begin_announcing(run_id)
     told = telling.Telling(bench.store, run_id)
     told.keep()
     for _ in range(3):
         _pass_time_announcing(bench)
-        assert not bench.store.runs.begin_announcing(run_id)
+        assert not bench.store.announcements.begin_announcing(run_id)
     told.done()
     bench.pass_time(100)
-    assert [] == bench.store.runs.unannounced(limit=10)
+    assert [] == bench.store.announcements.unannounced(limit=10)
 
 
 def _pass_time_announcing(bench: Bench) -> None:
@@ -325,15 +325,15 @@ def test_the_message_that_started_a_run_goes_with_its_first_partition_only(bench
     new = NewRun(
         job="job", params="{}", queue="default", delivery="exactly-once", start_key="k", message="m", partitions=3
     )
-    bench.store.runs.create(new)
+    bench.store.starts.create(new)
     lease = bench.claim(new.id)
     planned = bench.store.leases.plan(lease, Plan(ranges=(Range(), Range(), Range()), total=3))
     bench.store.leases.release(planned, reason="planned")
 
-    sent = bench.store.runs.take_shares(new.id, window=9)
+    sent = bench.store.wake_ups.take_shares(new.id, window=9)
     assert [(0, True), (1, False), (2, False)] == sorted((each.partition, bool(each.is_by_message)) for each in sent)
     assert {"m"} == {each.message for each in sent}
-    assert [] == bench.store.runs.announcement(new.id)
+    assert [] == bench.store.announcements.announcement(new.id)
     bench.store.runs.cancel(new.id)
-    (announcement,) = bench.store.runs.announcement(new.id)
+    (announcement,) = bench.store.announcements.announcement(new.id)
     assert (0, "m", True) == (announcement.partition, announcement.message, bool(announcement.is_by_message))

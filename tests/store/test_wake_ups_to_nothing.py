@@ -131,7 +131,7 @@ def test_wake_ups_that_nobody_takes_are_sent_half_as_often_each_time(bench: Benc
     lease = come(bench, broker.take()[0])
     assert lease is not None
     bench.store.leases.release(lease, reason="its time is over")
-    (again,) = bench.store.runs.waiting(lease.run_id, partition=lease.number)
+    (again,) = bench.store.wake_ups.waiting(lease.run_id, partition=lease.number)
     assert again.patience is None
 
 
@@ -155,17 +155,17 @@ def test_a_wake_up_that_a_worker_has_claimed_with_gives_no_place_back(bench: Ben
     lease = come(bench, used)
     assert lease is not None
     bench.store.leases.release(lease, reason="its time is over")
-    newer = [wake_up for _ in range(3) for wake_up in bench.store.runs.take_shares(run_id, window=10)]
+    newer = [wake_up for _ in range(3) for wake_up in bench.store.wake_ups.take_shares(run_id, window=10)]
     assert lease.number in [wake_up.partition for wake_up in newer]
-    bench.store.runs.give_resend_back(used)
-    bench.store.runs.send_soon(used)
-    assert [] == bench.store.runs.take_shares(run_id, window=10)
+    bench.store.wake_ups.give_resend_back(used)
+    bench.store.wake_ups.send_soon(used)
+    assert [] == bench.store.wake_ups.take_shares(run_id, window=10)
 
 
 def test_a_claim_that_is_refused_takes_no_turn(bench: Bench, broker: Broker):
     first, second = old_run(bench, max_workers=1), bench.start(ranges=2)
     at_work = bench.claim(first, 9, seconds=100)
-    (wake_up,) = bench.store.runs.waiting(first, partition=1)
+    (wake_up,) = bench.store.wake_ups.waiting(first, partition=1)
     bench.pass_time(10)
     bench.store.leases.release(bench.claim(second, 1), reason="its time is over")
     bench.pass_time(10)
