@@ -168,7 +168,7 @@ class Fleet:
 
     def states(self) -> Counter[RunState]:
         """Count the runs by their states."""
-        return Counter(self.database.store.runs.load(run_id).state for run_id in self.runs)
+        return Counter(self.database.store.records.load(run_id).state for run_id in self.runs)
 
     # Its own processes
 

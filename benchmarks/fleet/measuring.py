@@ -126,7 +126,7 @@ def measure_all() -> None:
 def start_run(store: Store, *, partitions: int, items: int) -> RunId:
     """Start a run and plan it, so that every partition of it can be claimed; cursors are numbers of items."""
     new = NewRun(job=_JOB, params="{}", queue="default", delivery="exactly-once", partitions=partitions)
-    store.runs.create(new)
+    store.starts.create(new)
     lease = store.leases.claim(new.id, 0, worker="planner", seconds=60)
     if lease is None:
         message = f"run {new.id} was claimed by another"
@@ -182,7 +182,7 @@ def _measure(server: PostgresServer, url: str, name: str, *, runs: int, partitio
 
 def _prices(store: Store, meter: Meter, leases: list[Lease], ids: list[RunId], *, free: int) -> dict[str, Price]:
     run_id, held_lease = ids[0], leases[0]
-    times = max(10, min(_TIMES, 200_000 // len(store.runs.partitions(run_id)) // len(ids)))
+    times = max(10, min(_TIMES, 200_000 // len(store.records.partitions(run_id)) // len(ids)))
     found = _shares(store, meter, run_id, times=min(20, free - 1))
     for _ in range(2):
         # What waits is sent by the first; the price is that of a sweep which finds nothing.
@@ -190,10 +190,10 @@ def _prices(store: Store, meter: Meter, leases: list[Lease], ids: list[RunId], *
     found |= {
         "claimable": meter.price(lambda: store.leases.claimable(jobs=[_JOB], queues=None), times=times),
         "claimable_in": meter.price(lambda: store.leases.claimable_in(run_id, is_due=True, limit=20), times=times),
-        "job_of": meter.price(lambda: store.runs.job_of(run_id), times=_TIMES),
-        "load": meter.price(lambda: store.runs.load(run_id), times=times),
-        "is_shared": meter.price(lambda: store.runs.is_shared(run_id), times=_TIMES),
-        "waiting": meter.price(lambda: store.runs.waiting(run_id, limit=1), times=times),
+        "job_of": meter.price(lambda: store.records.job_of(run_id), times=_TIMES),
+        "load": meter.price(lambda: store.records.load(run_id), times=times),
+        "is_shared": meter.price(lambda: store.wake_ups.is_shared(run_id), times=_TIMES),
+        "waiting": meter.price(lambda: store.wake_ups.waiting(run_id, limit=1), times=times),
         "renew": meter.price(lambda: store.leases.renew(held_lease), times=_TIMES),
         "position": meter.price(lambda: store.leases.position(held_lease), times=_TIMES),
         "claim_refused": meter.price(
@@ -237,9 +237,9 @@ def _shares(store: Store, meter: Meter, run_id: RunId, *, times: int) -> dict[st
     sent: list[WakeUp] = []
     return {
         "share_one": meter.price(
-            lambda: sent.extend(store.runs.take_shares(run_id, window=len(sent) + 1)), times=times
+            lambda: sent.extend(store.wake_ups.take_shares(run_id, window=len(sent) + 1)), times=times
         ),
-        "share": meter.price(lambda: store.runs.take_shares(run_id, window=1), times=times),
+        "share": meter.price(lambda: store.wake_ups.take_shares(run_id, window=1), times=times),
     }
 
 

@@ -80,8 +80,8 @@ def _real(wanted: _Fleet, url: str, meter: Meter) -> Counter[str]:
         try:
             store = stack.enter_context(closing(Store(url)))
             busy = min(_WORKERS, wanted.partitions)
-            (run,) = store.runs.newest(limit=1)
-            eventually(lambda: store.runs.load(run.id).progress.workers >= busy, within=60, message="not all work")
+            (run,) = store.records.newest(limit=1)
+            eventually(lambda: store.records.load(run.id).progress.workers >= busy, within=60, message="not all work")
             time.sleep(_SETTLE_SECONDS)
             before, began = Counter(meter.statements()), time.monotonic()
             time.sleep(_SECONDS)

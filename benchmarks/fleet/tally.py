@@ -92,7 +92,7 @@ class Tally:
             ItemsWrongError: its counters or its cursors say something else.
         """
         for run_id in runs:
-            for each in store.runs.partitions(run_id):
+            for each in store.records.partitions(run_id):
                 low, at = each.number, self.positions.get((run_id, each.number))
                 if at is None:
                     continue
@@ -100,13 +100,13 @@ class Tally:
                     raise ItemsWrongError(
                         f"partition {low} of {run_id} stands at {each.cursor}, and was worked to {at}"
                     )
-        done = sum(store.runs.load(run_id).progress.done for run_id in runs)
+        done = sum(store.records.load(run_id).progress.done for run_id in runs)
         if done != self.items:
             raise ItemsWrongError(f"the store counts {done:,} items, but {self.items:,} were committed")
 
     def unfinished(self, store: Store, runs: list[RunId]) -> int:
         """Count the partitions that are not worked to their ends."""
-        return sum(each.state is not PartitionState.FINAL for run in runs for each in store.runs.partitions(run))
+        return sum(each.state is not PartitionState.FINAL for run in runs for each in store.records.partitions(run))
 
 
 class Ledger:
