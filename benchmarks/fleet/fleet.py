@@ -7,7 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -280,8 +280,3 @@ def fleet(setting: Setting, *, prices: Prices | None = None) -> Iterator[Fleet]:
             yield Fleet(setting, simulation, database, around, runs)
         finally:
             database.close()
-
-
-def varied(setting: Setting, **changes: object) -> Setting:
-    """Give a setting that differs from another."""
-    return replace(setting, **changes)  # type: ignore[arg-type]  checked by replace itself

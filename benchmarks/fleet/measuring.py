@@ -47,13 +47,13 @@ def counting_server() -> Iterator[PostgresServer]:
     with closing(PostgresServer()) as server:
         server.start()
         with server.connect() as connection:
-            for name, value in {
-                "shared_preload_libraries": "pg_stat_statements",
-                "max_connections": "400",
-                "shared_buffers": "128MB",
-                "pg_stat_statements.track_utility": "on",
-            }.items():
-                connection.execute(f"ALTER SYSTEM SET {name} = '{value}'")  # type: ignore[call-overload]  a literal
+            for setting in (
+                "shared_preload_libraries = 'pg_stat_statements'",
+                "pg_stat_statements.track_utility = on",
+                "max_connections = 400",
+                "shared_buffers = '128MB'",
+            ):
+                connection.execute(f"ALTER SYSTEM SET {setting}")
         server.restart(immediate=False)
         yield server
 

@@ -60,7 +60,7 @@ def _steady(setting: Setting, *, label: str) -> Row:
 
 def waste() -> list[Row]:
     """Weigh what deploys and kills undo, by the length of chunks and the grace."""
-    found = []
+    found: list[Row] = []
     for seconds in (1, 5, 15, 30, 60):
         row: Row = {"chunk s": seconds}
         for grace in (10.0, 30.0, 60.0):
@@ -91,7 +91,7 @@ def _kill_all(made: Fleet) -> None:
 
 def takeovers() -> list[Row]:
     """Time how long a partition lies when its worker is stopped or killed, where others are idle."""
-    found = []
+    found: list[Row] = []
     for queue in _QUEUES:
         for lease in (15.0, 60.0, 120.0):
             setting = Setting(

@@ -314,7 +314,8 @@ class Worker:
             rate=items / took,
             chunk_seconds=max(took, (lease.chunk_seconds or 0.0) * 0.95),
         )
-        write = around.ledger and around.ledger.writing(lease.run_id, low, low + items)
+        ledger = around.ledger
+        write = None if ledger is None else ledger.writing(lease.run_id, low, low + items)
         return around.database.checkpoint(lease, checkpoint, write)
 
     def _cautious(self, sizing: Sizing) -> Steps[None]:
@@ -405,13 +406,16 @@ class Worker:
             return
         turn = around.simulation.now + around.job.slice_time
         how = yield from self._work_partition(run_id, wake_up.partition, wake_no=wake_up.number)
-        while how == "exhausted" and not self.is_stopping and around.simulation.now < turn:
+        while how == "exhausted" and self._may_go_on(until=turn):
             how = (yield from self._work_another_as_message(run_id)) or "nothing"
         if how in {"exhausted", "stopped", "cut", "slice time", "left to run out"}:
             yield from database.counted("wake-ups", "is_shared")
             yield from self._share(run_id)
         if how:
             yield from database.counted("messages", "load")
+
+    def _may_go_on(self, *, until: float) -> bool:
+        return not self.is_stopping and self._around.simulation.now < until
 
     def _work_another_as_message(self, run_id: RunId) -> Steps[str]:
         leases = self._around.database.store.leases

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
 
 from batchkit import BatchKit, Chunk, Run, RunState, span
 from batchkit.queues import InlineQueue
-from batchkit.states import RunState as State
 from batchkit.store import database
 from tests.slices.conftest import Ledger, job, let_leases_run_out, write
 
@@ -42,7 +42,8 @@ def _start_and_lock(other: Connection, *, slice_time: float) -> Run:
         if chunk.number == (3 if slice_time else 1):
             chunk.after_commit(lambda: other.execute(_LOCK))
 
-    return job(span(30), work, chunk_size=10, slice_time=slice_time or 1e-6).start()
+    run: Run = job(span(30), work, chunk_size=10, slice_time=slice_time or 1e-6).start()
+    return run
 
 
 @pytest.mark.parametrize("slice_time", [60.0, 0.0], ids=["at its end", "at the end of a slice"])
@@ -52,9 +53,9 @@ def test_a_run_whose_row_is_locked_for_long_is_given_back_later(
     release = kit._store.leases.release  # noqa: SLF001  the moment to let go
     with done.engine.connect() as other:
 
-        def release_and_let_go(*args: object, **values: object) -> State:
+        def release_and_let_go(*args: Any, **values: Any) -> RunState:
             try:
-                return release(*args, **values)  # type: ignore[arg-type]  as they came
+                return release(*args, **values)
             finally:
                 other.rollback()
 
