@@ -83,6 +83,8 @@ class Fleet:
     around: Around
     runs: list[RunId]
     instances: list[Instance] = field(default_factory=list)
+    #: those that were sent SIGTERM, until their grace is over
+    leaving: list[Instance] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     kills: int = 0
     deploys: int = 0
@@ -117,6 +119,7 @@ class Fleet:
         """Send an instance SIGTERM, and SIGKILL when the grace is over."""
         instance.is_stopping = True
         self.instances.remove(instance)
+        self.leaving.append(instance)
         for process in instance.main:
             process.kill()
         for worker, process in instance.workers:
@@ -124,7 +127,7 @@ class Fleet:
             if worker.is_idle:
                 process.kill()
         self.simulation.after(working_seconds(self.setting.grace), lambda: _cut(instance))
-        self.simulation.after(self.setting.grace, lambda: _kill(instance))
+        self.simulation.after(self.setting.grace, lambda: self._end(instance))
 
     def kill(self, instance: Instance) -> None:
         """Kill an instance with all its processes, and start another."""
@@ -150,7 +153,7 @@ class Fleet:
     @property
     def working(self) -> int:
         """How many workers hold a partition."""
-        return sum(worker.is_working for each in self.instances for worker, _ in each.workers)
+        return sum(worker.is_working for each in (*self.instances, *self.leaving) for worker, _ in each.workers)
 
     @property
     def ours(self) -> int:
@@ -171,6 +174,10 @@ class Fleet:
         return Counter(self.database.store.records.load(run_id).state for run_id in self.runs)
 
     # Its own processes
+
+    def _end(self, instance: Instance) -> None:
+        self.leaving.remove(instance)
+        _kill(instance)
 
     def _start_instance(self) -> None:
         low, high = self.setting.boots
