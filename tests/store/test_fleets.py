@@ -93,3 +93,13 @@ def test_a_chunk_that_outlives_the_grace_is_undone_and_its_partition_given_back(
         _finish(made)
         assert 0 < made.tally.endings["cut"]
         assert "killed" not in made.tally.endings
+
+
+def test_workers_that_poll_and_come_together_seldom_refuse_each_other():
+    at_once = replace(_POLLING, workers=96, partitions=115, items=10**7, has_ledger=False, boots=(1, 1))
+    with fleet(at_once) as made:
+        made.start()
+        made.run(until=5)
+        assert 96 == made.working
+        # One each, since all see the same partition first, and some more by chance.
+        assert made.database.calls["claim_refused"] <= 2 * 96
