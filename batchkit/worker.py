@@ -19,8 +19,8 @@ from batchkit.tracking import Breaks, Duty, Tie, tied_to_main
 
 _logger = logging.getLogger("batchkit")
 _POLL_SECONDS = 0.2
-#: How often a worker tries to claim another partition where others were quicker, and of how many it takes one: of as many
-#: as workers may come at the same moment. Among twenty, a thousand would refuse each other nearly every claim.
+#: How often a worker tries to claim another partition where others were quicker, and of how many it takes one. Those
+#: are as many as workers may come at the same moment: among twenty, a thousand would refuse each other nearly always.
 _TRIES = 5
 _CHOICE = 1000
 #: How long a worker leaves a run with several partitions alone whose code it does not have.
