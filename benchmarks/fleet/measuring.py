@@ -127,7 +127,7 @@ def start_run(store: Store, *, partitions: int, items: int) -> RunId:
     """Start a run and plan it, so that every partition of it can be claimed; cursors are numbers of items."""
     new = NewRun(job=_JOB, params="{}", queue="default", delivery="exactly-once", partitions=partitions)
     store.starts.create(new)
-    lease = store.leases.claim(new.id, 0, worker="planner", seconds=60)
+    lease = store.leases.claim(new.id, 0, worker="planner", seconds=1)
     if lease is None:
         message = f"run {new.id} was claimed by another"
         raise RuntimeError(message)
