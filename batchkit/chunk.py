@@ -254,7 +254,7 @@ class Finish:
         self.failed = failed
         #: how many items were begun, at most once, of which nobody knows what became
         self.in_doubt = in_doubt
-        #: the last `chunk.carry` of each partition, in the order of the partitions
+        #: the last `chunk.carry` of each partition, in the order of their items
         self.carries = carries
         #: whether everything is rolled back: leave out what you do outside the transaction
         self.is_dry_run = is_dry_run

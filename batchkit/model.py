@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import NewType
 
@@ -194,6 +194,8 @@ class Partition:
     in_doubt: int = 0
     #: the cursor of its last item; None where it goes on to the end
     until: object = None
+    #: the number of the partition whose range it was cut from while that was worked
+    cut_from: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +279,19 @@ class Lease:
         """How many items more the run's limit allows; None where it has none."""
         return None if self.limit is None else self.limit - self.done - self.failed - self.in_doubt
 
+    def moved(self, checkpoint: Checkpoint) -> Lease:
+        """Give the same lease once it has moved on by *checkpoint*."""
+        return replace(
+            self,
+            cursor=checkpoint.cursor,
+            seq=self.seq + 1,
+            done=self.done + checkpoint.done,
+            failed=self.failed + checkpoint.failed,
+            carry=checkpoint.carry,
+            doubt=checkpoint.doubt,
+            chunk_seconds=checkpoint.chunk_seconds,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -300,6 +315,8 @@ class Standing:
 
     state: RunState
     requested: Request | None
+    #: into how many ranges more the partition is to be cut, for workers that find nothing else of the run
+    cuts_wanted: int = 0
 
     @property
     def goes_on(self) -> bool:

@@ -22,6 +22,10 @@ class ChunkWork:
         self._trials = trials
         self._items = items
 
+    def close(self) -> None:
+        """Let go of what was read ahead."""
+        self._items.close()
+
     def next(self) -> Standing | None:
         """
         Commit the next chunk, or move past the next item that fails, once it is found; None where none is left.
@@ -75,7 +79,13 @@ class ChunkWork:
             course.isolation.record(transaction, course.lease, failed, done=len(chunk) - len(failed))
             course.isolation.resolve(transaction, chunk, read)
             checkpoint = items.checkpoint(cursor, chunk)
-            moved, standing = transaction.checkpoint(course.around.store.leases, course.lease, checkpoint)
+            moved, standing = transaction.checkpoint(
+                course.around.store.leases,
+                course.lease,
+                checkpoint,
+                goes_on=course.goes_on_at_once,
+                read=items.reading_ahead(checkpoint),
+            )
             with self._trials.blaming_items(read):
                 transaction.commit()
         except BaseException as error:

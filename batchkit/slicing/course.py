@@ -17,6 +17,7 @@ from batchkit.isolation import Isolation, Refused
 from batchkit.job import Definition
 from batchkit.lease_timer import LeaseTimer
 from batchkit.model import Lease
+from batchkit.promises import EXACTLY_ONCE
 from batchkit.sizing import AdaptiveSizing, FixedSizing, Sizing
 from batchkit.slicing.outcome import Ending, Outcome, Stopped, Surroundings
 from batchkit.slicing.protecting import Protecting
@@ -31,6 +32,8 @@ _ONE_WRITER_SECONDS = 0.2
 _RATE_WEIGHT = 0.3
 #: How much of what a chunk was expected to take is expected of the next one.
 _EXPECTED_DECAY = 0.95
+#: How often in a lease the CPU time is read.
+_CPU_READS = 20
 #: How many leases long a transaction that must not be stopped may wait for its function.
 _PROTECTED_IDLE_LEASES = 10
 
@@ -79,7 +82,7 @@ class Course:
         self._items = 0
         # What must not be stopped may wait long for others, and its connection must not be ended for that.
         self._idle = lease.seconds * (1 if job.options.interruptible else _PROTECTED_IDLE_LEASES)
-        self._cpu_at_checkpoint = time.process_time()
+        self._cpu, self._cpu_read_at = time.process_time(), time.perf_counter()
         self._chunk_began = self._cost_began = time.perf_counter()
         self._waited = 0.0
         self._after_commit: Sequence[Callable[[], object]] = ()
@@ -102,6 +105,13 @@ class Course:
             raise Stopped("max_protect is over, and the worker free to be stopped for a while")
         if self.timer.is_lost:
             raise self.lease_lost()
+
+    @property
+    def goes_on_at_once(self) -> bool:
+        """Whether, as far as is known, the next chunk begins as soon as this one is committed."""
+        options = self.job.options
+        waits = options.throttle is not None or options.delivery not in (None, EXACTLY_ONCE) or bool(self._after_commit)
+        return not (waits or self.should_stop())
 
     @property
     def is_protected(self) -> bool:
@@ -203,8 +213,10 @@ class Course:
     def marked(self, lease: Lease) -> None:
         """Go on by a lease whose checkpoint is committed, with no item done by it."""
         self.lease = lease
-        self._cpu_at_checkpoint = time.process_time()
         self._checkpointed_at = time.perf_counter()
+        if self._checkpointed_at - self._cpu_read_at > lease.seconds / _CPU_READS:
+            # Not each time: with several threads the system takes long to sum them up.
+            self._cpu, self._cpu_read_at = time.process_time(), self._checkpointed_at
         self.timer.checkpointed()
         self.around.tie.moved_on(lease.chunk_seconds)
 
@@ -214,8 +226,8 @@ class Course:
 
     @property
     def was_working(self) -> bool:
-        """Whether this process has worked since its last checkpoint: one that was stopped used no CPU time."""
-        return time.process_time() - self._cpu_at_checkpoint > self.lease.seconds / 2
+        """Whether this process has worked since about its last checkpoint: one that was stopped used no CPU time."""
+        return time.process_time() - self._cpu > self.lease.seconds / 2
 
     # Its end
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, cast
@@ -19,8 +21,11 @@ from batchkit.slicing.course import Course
 from batchkit.slicing.outcome import Stopped
 from batchkit.slicing.throttling import Throttling
 from batchkit.slicing.trials import Trials
-from batchkit.sources.base import NotFetched, Prefetching, Source, Watched
+from batchkit.sources.base import NotFetched, Prefetching, ReadAtOnce, Source, Watched
 from batchkit.store import ChunkTransaction
+
+#: A read that takes longer could be cut short for a stop, and no round trip counts beside it.
+_QUICK_SECONDS = 0.05
 
 _logger = logging.getLogger("batchkit")
 
@@ -32,6 +37,8 @@ class Reading:
     source: Source[Any]
     cursors: Cursors
     params: dict[str, object]
+    #: the source without the end that the partition has
+    whole: Source[Any]
 
     def place_of(self, cursor: object) -> str:
         """Give the place of an item in the job's own source, as JSON text."""
@@ -51,6 +58,14 @@ class Items:
         # Asked once a slice, since a check against a protocol takes long.
         self._prefetching = reading.source if isinstance(reading.source, Prefetching) else None
         self._watched = reading.source if isinstance(reading.source, Watched) else None
+        self._at_once = reading.source if isinstance(reading.source, ReadAtOnce) else None
+        is_plain = course.around.sessions.are_plain and self._at_once is not None and self._at_once.reads_columns
+        #: where the source is read without a session, which many functions do not need
+        self._by_connection = self._at_once if is_plain else None
+        #: what was read with the COMMIT of the chunk before
+        self._ahead: tuple[ChunkTransaction, Read] | None = None
+        #: how long the last read took
+        self._read_seconds = 0.0
         self._throttling = Throttling(course, trials)
 
     def keep_pace(self) -> None:
@@ -73,6 +88,12 @@ class Items:
             Stopped: the worker should stop.
         """
         course = self._course
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            transaction, read = ahead
+            if read.lease.seq == lease.seq:
+                return ahead
+            transaction.rollback()
         while True:
             self._prefetch(lease)
             course.costs_from_now()
@@ -87,6 +108,38 @@ class Items:
             if course.around.stop.requested:
                 raise Stopped
 
+    def reading_ahead(self, checkpoint: Checkpoint) -> Callable[[], bool] | None:
+        """
+        Give what reads the items behind *checkpoint*, to be kept for the next `begin`; None where that is of no use.
+
+        It is called once the chunk before is worked and before it is committed, so nothing may be against going on.
+        """
+        course = self._course
+        is_worth_while = course.held.is_far and self._read_seconds < _QUICK_SECONDS
+        if self._at_once is None or not is_worth_while or course.lease.suspicion is not None:
+            return None
+        lease = course.lease.moved(checkpoint)
+
+        def read() -> bool:
+            transaction = self._course.open()
+            try:
+                self._ahead = transaction, self._read(transaction, lease)
+            except Exception as error:
+                transaction.leave()
+                if self._trials.is_interruption(error):
+                    raise
+                # The next chunk finds out what is wrong.
+                return False
+            return True
+
+        return read
+
+    def close(self) -> None:
+        """Let go of what was read ahead."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead[0].rollback()
+
     def _prefetch(self, lease: Lease) -> None:
         if self._prefetching is not None:
             with self._trials.blaming_others():
@@ -96,8 +149,15 @@ class Items:
     def _read(self, transaction: ChunkTransaction, lease: Lease) -> Read:
         reading = self._reading
         after = reading.cursors.read(lease.cursor)
-        limit, session = self._course.isolation.limit, transaction.session
-        pairs = read_items(reading.source, after, limit=limit, session=session, lease=lease)
+        limit, source = self._course.isolation.limit, self._by_connection
+        began = time.perf_counter()
+        pairs: Sequence[tuple[Any, Any]]
+        if source is None:
+            pairs = read_items(reading.source, after, limit=limit, session=transaction.session, lease=lease)
+        else:
+            limit = limit if lease.left is None else min(limit, lease.left)
+            pairs = source.read_by(after, limit, transaction.connection) if limit > 0 else []
+        self._read_seconds = time.perf_counter() - began
         return Read(pairs, reading.cursors, lease)
 
     def chunk(self, read: Read, transaction: ChunkTransaction) -> Chunk[Any]:

@@ -30,6 +30,9 @@ class OnceWork:
         #: that the failures of the chunk, which are recorded, are more than the job allows
         self._refused: Refused | None = None
 
+    def close(self) -> None:
+        """Do nothing: nothing is kept."""
+
     def next(self) -> Standing | None:
         """
         Call the function for the next items, once; None where none is left.

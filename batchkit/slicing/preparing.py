@@ -56,8 +56,8 @@ class Preparation:
         if course.lease.identity is None:
             self._accept(source)
         self._trials.with_retries(lambda: self._check(source))
-        source = bounded(source, course.lease)
-        return None if is_empty else Reading(source, Cursors(source), params)
+        part = bounded(source, course.lease)
+        return None if is_empty else Reading(part, Cursors(part), params, whole=source)
 
     def _check_promise(self) -> None:
         """Let a run that another kit has started promise no more than this one's sessions can keep."""

@@ -24,6 +24,7 @@ from batchkit.slicing.items import Items, Reading
 from batchkit.slicing.once import OnceWork
 from batchkit.slicing.outcome import Declined, Ending, Outcome, Stopped, Surroundings
 from batchkit.slicing.preparing import Preparation
+from batchkit.slicing.stealing import Stealing
 from batchkit.slicing.steps import StepWork
 from batchkit.slicing.trials import Trials
 from batchkit.states import PartitionKind
@@ -69,6 +70,10 @@ class _Work(Protocol):
         """Commit the next chunk; None where there is none."""
         ...
 
+    def close(self) -> None:
+        """Let go of what is kept from one chunk for the next; another `next` does without it."""
+        ...
+
 
 class _Slice:
     def __init__(self, course: Course) -> None:
@@ -100,27 +105,41 @@ class _Slice:
         reading = Preparation(course, trials).prepare()
         if reading is None:
             return self._given_back(lambda: endings.exhaust(course))
-        if course.lease.partitions > 1:
-            course.quietly(lambda: course.around.share(course.lease.run_id))
         if course.job.is_resumable:
-            with closing(StepWork(course, trials, reading.params)) as steps:
-                return self._work_chunks(steps)
-        return self._work_chunks(self._way(reading))
+            return self._work_chunks(StepWork(course, trials, reading.params))
+        if course.lease.partitions == 1:
+            return self._work_chunks(self._way(reading))
+        course.quietly(lambda: course.around.share(course.lease.run_id))
+        stealing = Stealing(course, trials, reading)
+        stealing.want_cuts()
+        return self._work_chunks(self._way(reading), stealing)
 
     def _way(self, reading: Reading) -> _Work:
         items = Items(self._course, self._trials, reading)
         is_at_most_once = self._course.lease.delivery == AT_MOST_ONCE
         return (OnceWork if is_at_most_once else ChunkWork)(self._course, self._trials, items)
 
-    def _work_chunks(self, work: _Work) -> Outcome:
-        while True:
-            standing = work.next()
-            if standing is None:
-                return self._given_back(lambda: endings.exhaust(self._course))
-            if not standing.goes_on:
-                return self._yielded_to(standing)
-            if self._course.deadline.has_passed:
-                return self._given_back(lambda: endings.interrupt(self._course, "its slice time is over"))
+    def _work_chunks(self, work: _Work, stealing: Stealing | None = None) -> Outcome:
+        try:
+            while True:
+                standing = work.next()
+                if standing is None:
+                    outcome = self._given_back(lambda: endings.exhaust(self._course))
+                    if stealing is not None:
+                        stealing.want_cuts()
+                    return outcome
+                if not standing.goes_on:
+                    return self._yielded_to(standing)
+                # Before the slice may end: where each chunk takes as long as a slice, there is no other moment.
+                if stealing is not None and standing.cuts_wanted:
+                    # What was read ahead may lie behind the cut.
+                    work.close()
+                    if stealing.cut(standing.cuts_wanted):
+                        work = self._way(stealing.reading)
+                if self._course.deadline.has_passed:
+                    return self._given_back(lambda: endings.interrupt(self._course, "its slice time is over"))
+        finally:
+            work.close()
 
     def _yielded_to(self, standing: Standing) -> Outcome:
         return self._given_back(lambda: endings.yield_to(self._course, standing))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 from batchkit.values import Json
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
     from sqlalchemy.orm import Session
 
 T_co = TypeVar("T_co", covariant=True)
@@ -88,7 +89,8 @@ class Splittable(Protocol[T_co]):
     """
     A source that can be cut into ranges, which as many workers read at the same time.
 
-    It is asked once, when a run is planned, and after `until` and `behind` have taken away what the run does not have.
+    It is asked when a run is planned, after `until` and `behind` have taken away what the run does not have. One that
+    has `behind` is also asked while the run is worked, for what a range still has.
     """
 
     def split(self, parts: int, session: Session) -> Sequence[Any]:
@@ -106,6 +108,19 @@ class Splittable(Protocol[T_co]):
 
     def until(self, upper: Any) -> Source[T_co]:  # noqa: ANN401
         """Give the same source without the items behind *upper*, one of the cursors that `split` gave."""
+        ...
+
+
+@runtime_checkable
+class Weighed(Protocol):
+    """A source that can say in a moment about how much there is of it, so that the largest range is what is cut."""
+
+    def weigh(self, session: Session) -> int:
+        """
+        Give about how many items there are, or 0 where it could not be cut in a moment.
+
+        It is asked often, and after `until` and `behind` have left a range: it must not read all of that.
+        """
         ...
 
 
@@ -142,6 +157,25 @@ class Prefetching(Protocol):
         It is called before each `read`, and `read` must do without it all the same. An error in it is no fault of an
         item; the job's retry policy says whether it is tried again.
         """
+        ...
+
+
+@runtime_checkable
+class ReadAtOnce(Protocol):
+    """
+    A source of our own that reads a chunk by one statement, and loads what belongs to its rows after that.
+
+    Its read may be sent together with the COMMIT of the chunk before. It goes through the session and nothing else, or,
+    where it reads columns and not objects, through a connection.
+    """
+
+    @property
+    def reads_columns(self) -> bool:
+        """Whether `read_by` gives the same as `read`."""
+        ...
+
+    def read_by(self, after: Any, limit: int, connection: Connection) -> Sequence[tuple[Any, Any]]:  # noqa: ANN401
+        """Read as `read` does, without a session."""
         ...
 
 

@@ -23,6 +23,8 @@ _BLOCK = 1 << 20
 _LONGEST_FIELD = 1 << 30
 _BOM = codecs.BOM_UTF8
 _SHOWN = 80
+#: How many bytes are read, while a run is worked, to find where records end: what takes less than a second.
+_READ_TO_CUT = 64 << 20
 
 
 def csv_rows(
@@ -146,6 +148,10 @@ class _Part:
         end = size if self.end is None else min(size, self.end)
         return Estimate(round(records * max(0, end - self.begin) / size)) if size else records
 
+    def bytes_of(self, size: int) -> int:
+        """Say how many of the file's bytes are in the part."""
+        return max(0, (size if self.end is None else min(size, self.end)) - self.begin)
+
     def cuts(self, begin: int, parts: int, file: File) -> list[int]:
         """Give the ends of lines at which it is cut into ranges of about as many bytes each."""
         end = file.size() if self.end is None else self.end
@@ -194,6 +200,14 @@ class _CsvRows:
         records = max(0, lines - (self._given is None))
         counted = Estimate(records) if isinstance(lines, Estimate) else records
         return self._part.counted(counted, self._file.size())
+
+    def weigh(self, session: Session) -> int:
+        """Count the lines, in proportion to the bytes; 0 where all of them would have to be read to cut them."""
+        quotechar = self._dialect.quotechar
+        is_read_for_that = self._multiline and isinstance(self._file.records(quotechar=quotechar), Estimate)
+        if is_read_for_that and self._part.bytes_of(self._file.size()) > _READ_TO_CUT:
+            return 0
+        return self.count(session)
 
     def split(self, parts: int, session: Session | None) -> list[int]:  # noqa: ARG002
         """
@@ -325,6 +339,10 @@ class _JsonLines:
         """Count the lines that are not blank."""
         return self._part.counted(self._file.records(quotechar=""), self._file.size())
 
+    def weigh(self, session: Session) -> int:
+        """Count the lines, in proportion to the bytes."""
+        return self.count(session)
+
     def split(self, parts: int, session: Session | None) -> list[int]:  # noqa: ARG002
         """Cut it at the ends of lines: in JSON none is in a value."""
         return self._part.cuts(self._part.begin, parts, self._file)
@@ -387,6 +405,10 @@ class _Ahead:
     def count(self, session: Session) -> int:
         """Guess the number of records from the beginning of the file."""
         return self._records.count(session)
+
+    def weigh(self, session: Session) -> int:
+        """Count the records, in proportion to the bytes."""
+        return self._records.weigh(session)
 
     def split(self, parts: int, session: Session) -> list[int]:
         """Cut it at the ends of records."""

@@ -46,19 +46,19 @@ class _Stretch:
 _Ranked = tuple[float, int, _Stretch]
 
 
-def spread(first: int, last: int, *, look: Look, wanted: int) -> list[int]:
+def spread(first: int, last: int, *, look: Look, wanted: int, wide_looks: int = _WIDE_LOOKS) -> list[int]:
     """
     Give *wanted* places from *first* to *last* with about as many things between each two, in order.
 
     *look* gives, from a place on, so many of the places where things are; it is asked so many times as follows from
     *wanted*, whatever lies there. Where things are crowded on a small part of the line, that is looked at more closely;
     a crowd is missed where it takes less than a hundredth of the line and lies neither at its end nor behind a place
-    that was looked at.
+    that was looked at; with fewer *wide_looks*, a larger one is.
     """
     if first > last:
         # These are in another order than what is looked at, and so nothing is known of what lies between.
         return []
-    stretches = _halved(_towards_end(first, last + 1, look), look=look, wanted=wanted)
+    stretches = _halved(_towards_end(first, last + 1, look), look=look, wanted=wanted, wide_looks=wide_looks)
     passed = list(itertools.accumulate(stretch.weight for stretch in stretches))
     total = passed[-1]
     places: list[int] = []
@@ -78,7 +78,7 @@ def _towards_end(begin: int, end: int, look: Look) -> list[_Stretch]:
     return [_stretch(each, after, look) for each, after in itertools.pairwise(bounds) if each >= begin]
 
 
-def _halved(stretches: list[_Stretch], *, look: Look, wanted: int) -> list[_Stretch]:
+def _halved(stretches: list[_Stretch], *, look: Look, wanted: int, wide_looks: int) -> list[_Stretch]:
     """Halve the heaviest stretch over and over, and at first the widest by turns; give all in their order."""
     whole = {stretch.begin: stretch for stretch in stretches}
     unknown = [stretch for stretch in stretches if not stretch.is_known]
@@ -87,10 +87,10 @@ def _halved(stretches: list[_Stretch], *, look: Look, wanted: int) -> list[_Stre
     heapq.heapify(by_weight)
     heapq.heapify(by_width)
     total = sum(stretch.weight for stretch in stretches)
-    for number in range(_WIDE_LOOKS + wanted):
-        is_wide = number < _WIDE_LOOKS and number % 2 == 1
+    for number in range(wide_looks + wanted):
+        is_wide = number < wide_looks and number % 2 == 1
         chosen = _next(by_width if is_wide else by_weight, whole)
-        if chosen is None or (number >= _WIDE_LOOKS and chosen.weight < total / wanted):
+        if chosen is None or (number >= wide_looks and chosen.weight < total / wanted):
             break
         middle = max(chosen.begin + 1, (min(chosen.found[-1], chosen.end - 2) + 1 + chosen.end) // 2)
         left = _weighed(chosen.begin, middle, tuple(place for place in chosen.found if place < middle))

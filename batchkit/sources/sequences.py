@@ -71,6 +71,10 @@ class _Items(Generic[T]):
         """Give the number of items."""
         return max(0, self._end - self._begin)
 
+    def weigh(self, session: Session) -> int:
+        """Give the number of items."""
+        return self.count(session)
+
     def upper(self, session: Session) -> int | None:  # noqa: ARG002
         """Give the index of the last item."""
         return self._end - 1 if self._end else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
@@ -45,6 +45,7 @@ from sqlalchemy.types import Enum as EnumType
 from batchkit.errors import InvalidSource
 from batchkit.sources.base import Estimate, Source
 from batchkit.sources.sampling import Sample, stored
+from batchkit.sources.seeking import values_between
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -62,6 +63,9 @@ _SAMPLES_PER_PART = 8
 _LARGEST_SAMPLE = 8_000
 #: How many keys it takes of what these are joined to.
 _MOST_KEYS = 50_000
+#: How many rows are counted to weigh a range, and how many more of a range are looked up than it takes to cut it.
+_COUNTED = 2000
+_LOOKED_UP_PER_PART = 8
 _QUERY_CANCELED = "57014"
 _MYSQL = ("mysql", "mariadb")
 #: ER_STATEMENT_TIMEOUT of MariaDB and ER_QUERY_TIMEOUT of MySQL.
@@ -223,6 +227,9 @@ class _Walk:
     def ending_at(self, until: tuple[Any, ...]) -> _Walk:
         return _Walk(self.selected, self.keys, for_update=self.for_update, after=self.after, until=until)
 
+    def without_beginning(self) -> _Walk:
+        return _Walk(self.selected, self.keys, for_update=self.for_update, until=self.until)
+
     def starting_behind(self, after: tuple[Any, ...]) -> _Walk:
         return _Walk(self.selected, self.keys, for_update=self.for_update, after=after, until=self.until)
 
@@ -244,6 +251,7 @@ class _Statements:
         self.positions = tuple(positions)
         ordered = base.order_by(*(key.order for key in keys)).limit(bindparam(_LIMIT, type_=Integer))
         self.first = ordered.with_for_update() if walk.for_update else ordered
+        self.keys = keys
         self.names = tuple(f"batchkit_after_{index}" for index in range(len(keys)))
         binds = tuple(bindparam(name, type_=key.type) for name, key in zip(self.names, keys, strict=True))
         self.next = self.first.where(behind(keys, binds))
@@ -260,16 +268,33 @@ class _Rows(Generic[T]):
 
     def read(self, after: Any, limit: int, session: Session) -> Sequence[tuple[T, Any]]:  # noqa: ANN401
         """Give the rows behind *after*; one more is read where only the rows themselves can show that keys repeat."""
+        bind = session.get_bind(clause=self._walk.selected)
+        if self.reads_columns and isinstance(bind, Connection):
+            return self.read_by(after, limit, bind)
+        return self._read(after, limit, bind, session.execute)
+
+    @property
+    def reads_columns(self) -> bool:
+        """Whether it reads columns, to which the ORM has nothing to add; and that takes its time."""
+        return not self._walk.is_orm
+
+    def read_by(self, after: Any, limit: int, connection: Connection) -> Sequence[tuple[T, Any]]:  # noqa: ANN401
+        """Give the columns that `read` gives, without a session."""
+        return self._read(after, limit, connection, connection.execute)
+
+    def _read(
+        self, after: object, limit: int, bind: Engine | Connection, execute: Callable[..., Result[Any]]
+    ) -> Sequence[tuple[T, Any]]:
         walk = self._walk
         extra = 0 if walk.is_provably_unique else 1
         values: dict[str, Any] = {_LIMIT: limit + extra}
-        statements = walk.statements(session.get_bind(clause=walk.selected))
+        statements = walk.statements(bind)
         if after is None:
             statement = statements.first
         else:
             statement = statements.next
             values.update(zip(statements.names, _parts(after, walk.keys), strict=True))
-        items, found = self._fetch(statement, values, session)
+        items, found = self._fetch(statement, values, execute)
         pairs = self._pairs(items, found, statements.positions)
         if extra:
             _check_neighbours(walk.keys, [cursor for _, cursor in pairs])
@@ -307,11 +332,28 @@ class _Rows(Generic[T]):
         return type(self)(self._walk.starting_behind(parts))
 
     def split(self, parts: int, session: Session) -> list[Any]:
-        """Cut them between rows of a sample of the table, such as the select has them, in the order of the key."""
-        found = _sampled_keys(self._walk, session.connection(), parts)
+        """Cut them between rows that are spread over them, such as the select has them, in the order of the key."""
+        connection = session.connection()
+        # What has a beginning may be a small part of the table, of which a sample of that has little or nothing.
+        found = [] if self._walk.after is None else _keys_within(self._walk, connection, parts)
+        found = found or _sampled_keys(self._walk, connection, parts)
         ranges = min(parts, len(found))
         cuts = [found[len(found) * number // ranges - 1] for number in range(1, ranges)]
         return [cut[0] if len(self._walk.keys) == 1 else cut for cut in dict.fromkeys(cuts)]
+
+    def weigh(self, session: Session) -> int:
+        """
+        Count the rows where the table has few in their range; else take the planner's word for it, if there is one.
+
+        A filter that lets few rows through would have all of them read to be counted.
+        """
+        connection = session.connection()
+        keys = self._walk.statements(connection).keys_only
+        of_table = _without_filters(self._walk)
+        in_range = 0 if of_table is None else _counted(connection, of_table.statements(connection).keys_only)
+        if of_table is None or in_range == _COUNTED:
+            return max(in_range, _planned(connection, keys))
+        return _counted(connection, keys)
 
     def until(self, upper: Any) -> Source[T]:  # noqa: ANN401
         """Give the same rows without those behind *upper*."""
@@ -326,16 +368,11 @@ class _Rows(Generic[T]):
         }
 
     def _fetch(
-        self, statement: Select[Any], values: dict[str, Any], session: Session
+        self, statement: Select[Any], values: dict[str, Any], execute: Callable[..., Result[Any]]
     ) -> tuple[Sequence[Any], Sequence[Row[Any]]]:
         """Give the items, which are what the select asks for, and the rows, which have the key as well."""
         walk = self._walk
-        bind = session.get_bind(clause=walk.selected)
-        if not walk.is_orm and isinstance(bind, Connection):
-            # The ORM has nothing to add to plain columns, and takes its time.
-            result: Result[Any] = bind.execute(statement, values)
-        else:
-            result = session.execute(statement, values)
+        result = execute(statement, values)
         if self._needs_unique:
             result = result.unique()
         elif walk.width > 1 and len(result.keys()) > walk.width:
@@ -348,7 +385,7 @@ class _Rows(Generic[T]):
                 raise
             # Collections are loaded by a join, so that a row comes once for each member.
             self._needs_unique = True
-            return self._fetch(statement, values, session)
+            return self._fetch(statement, values, execute)
         return ([row[0] for row in found] if walk.width == 1 else found), found
 
     def _pairs(
@@ -391,12 +428,69 @@ def _sampled_keys(walk: _Walk, connection: Connection, parts: int) -> list[tuple
     rows, is_whole = Sample(connection, own).take(min(max(_SAMPLE, _SAMPLES_PER_PART * parts), _LARGEST_SAMPLE))
     columns = [stored(table.c[name], connection.dialect.name) for name in names]
     found = _looked_up(walk, connection, columns, rows)
-    if len(found) < parts and not is_whole and all(key.column.table is table for key in walk.keys):
-        plain = _Walk(
-            select(*(key.column for key in walk.keys)), walk.keys, for_update=False, after=walk.after, until=walk.until
-        )
-        return _looked_up(plain, connection, columns, rows)
-    return found
+    plain = None if len(found) >= parts or is_whole else _without_filters(walk)
+    return found if plain is None else _looked_up(plain, connection, columns, rows)
+
+
+def _without_filters(walk: _Walk) -> _Walk | None:
+    """Give the rows of the table that has the key, in the same range; None where several tables have it."""
+    if any(key.column.table is not walk.keys[0].column.table for key in walk.keys):
+        return None
+    selected = select(*(key.column for key in walk.keys))
+    return _Walk(selected, walk.keys, for_update=False, after=walk.after, until=walk.until)
+
+
+def _counted(connection: Connection, keys: Select[Any]) -> int:
+    """Count rows, and no more of them than tells that they are many."""
+    counted = select(func.count()).select_from(keys.order_by(None).limit(_COUNTED).subquery())
+    return int(connection.execute(counted).scalar_one())
+
+
+def _keys_within(walk: _Walk, connection: Connection, parts: int) -> list[tuple[Any, ...]]:
+    """
+    Give the keys of some rows of a walk that has a beginning, spread over it, in its order.
+
+    The first column of the key whose values differ from its beginning to its end is looked into, in the table itself.
+    Nothing is given where that cannot be, such as for a type without middles.
+    """
+    statements = walk.statements(connection)
+    keys, begin, end = statements.keys, walk.after, walk.until or _last_key(statements, connection)
+    if begin is None or end is None:
+        return []
+    at = next((index for index, (low, high) in enumerate(zip(begin, end, strict=True)) if low != high), None)
+    if at is None or any(key.column.table is not keys[0].column.table for key in keys[: at + 1]):
+        return []
+    lead = keys[at]
+    bounds = (end[at], begin[at]) if lead.descending else (begin[at], end[at])
+    within = [key.compared == value for key, value in zip(keys[:at], _bound(keys[:at], begin[:at]), strict=True)]
+    wanted = _LOOKED_UP_PER_PART * parts
+    values = values_between(connection, lead.compared, *bounds, within=within, wanted=wanted)
+    values = values[::-1] if lead.descending else values
+    # From each value on, and not from the beginning as well: of two bounds, SQLite may take the wrong one.
+    base = walk.without_beginning().statements(connection).keys_only.where(*within)
+    ordered = base.order_by(None).order_by(*(key.order for key in keys)).limit(1)
+    chosen = [values[len(values) * number // parts] for number in range(1, parts)] if len(values) >= parts else []
+    cuts: list[tuple[Any, ...]] = []
+    for value in chosen:
+        row = connection.execute(ordered.where(lead.not_before(value))).one_or_none()
+        # A value need not be there, and the database may order them in another way than they were counted.
+        if row is not None and _has(walk, row, connection):
+            cuts.append(tuple(row))
+            walk = walk.starting_behind(cuts[-1])
+    # Cuts, and not a sample: the last one stands for what comes behind it.
+    return [*cuts, tuple(end)] if cuts else []
+
+
+def _has(walk: _Walk, key: Sequence[Any], connection: Connection) -> bool:
+    """Tell whether a walk has a row with this key, in the order of the database."""
+    statements = walk.statements(connection)
+    here = [each.compared == value for each, value in zip(statements.keys, _bound(statements.keys, key), strict=True)]
+    return connection.execute(statements.keys_only.where(*here).order_by(None).limit(1)).first() is not None
+
+
+def _last_key(statements: _Statements, connection: Connection) -> tuple[Any, ...] | None:
+    row = connection.execute(statements.last).one_or_none()
+    return None if row is None else tuple(row)
 
 
 def _looked_up(
@@ -648,9 +742,7 @@ def _count_on_postgresql(connection: Connection, counted: Select[Any], keys: Sel
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) != _QUERY_CANCELED:
             raise
-    plan = connection.execute(_Explain(keys)).scalar_one()
-    parsed = json.loads(plan) if isinstance(plan, str) else plan
-    return Estimate(parsed[0]["Plan"]["Plan Rows"])
+    return Estimate(_planned(connection, keys))
 
 
 def _count_on_mysql(connection: Connection, counted: Select[Any], keys: Select[Any]) -> int:
@@ -669,6 +761,17 @@ def _count_on_mysql(connection: Connection, counted: Select[Any], keys: Select[A
         # No transaction takes it back. A connection that is gone has gone with it.
         if not connection.invalidated:
             connection.exec_driver_sql(f"SET {variable} = {usual}")
-    plan = connection.execute(_Explain(keys)).mappings().all()
-    # The tables of a join, each with what it is read for each row of those before it; not those of subqueries.
-    return Estimate(math.prod(int(table["rows"] or 0) for table in plan if table["id"] == 1))
+    return Estimate(_planned(connection, keys))
+
+
+def _planned(connection: Connection, keys: Select[Any]) -> int:
+    """Say how many rows the planner expects; 0 where the database has none that says so."""
+    if connection.dialect.name == "postgresql":
+        plan = connection.execute(_Explain(keys)).scalar_one()
+        parsed = json.loads(plan) if isinstance(plan, str) else plan
+        return int(parsed[0]["Plan"]["Plan Rows"])
+    if connection.dialect.name in _MYSQL:
+        tables = connection.execute(_Explain(keys)).mappings().all()
+        # The tables of a join, each with what it is read for each row of those before it; not those of subqueries.
+        return math.prod(int(table["rows"] or 0) for table in tables if table["id"] == 1)
+    return 0

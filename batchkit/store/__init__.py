@@ -25,6 +25,7 @@ from batchkit.store.results import OpenResults
 from batchkit.store.runs import Runs
 from batchkit.store.schema import Schema
 from batchkit.store.starts import Starts
+from batchkit.store.stealing import Stealing, Worked
 from batchkit.store.suspects import Suspects
 from batchkit.store.tables import tables
 from batchkit.store.totals import Totals
@@ -56,11 +57,13 @@ __all__ = [
     "Server",
     "Sessions",
     "Starts",
+    "Stealing",
     "Store",
     "Suspects",
     "Totals",
     "Tx",
     "WakeUps",
+    "Worked",
     "after_commit",
     "session_itself",
     "tables",
@@ -79,6 +82,7 @@ class Store:
         self.wake_ups = WakeUps(self.database)
         self.announcements = Announcements(self.database)
         self.leases = Leases(self.database, self.runs)
+        self.stealing = Stealing(self.database, self.runs)
         self.failures = Failures(self.database)
         self.suspects = Suspects(self.database)
         self.health = Health(self.database)

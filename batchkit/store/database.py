@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, cast
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
@@ -20,6 +21,7 @@ from batchkit.store.addresses import shown, shown_text
 from batchkit.store.changes import Changes
 from batchkit.store.clock import Clock
 from batchkit.store.dialects import Dialect, Fault, dialect_named
+from batchkit.store.pipelining import Convoy, Numbered, Pipelining, Trip
 from batchkit.store.tables import Tables, tables
 
 _PORTS = {"postgresql": 5432, "mysql": 3306}
@@ -231,6 +233,16 @@ class Rendered:
         return named if self._order is None else [named[name] for name in self._order]
 
 
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What may be sent with the last statement of a transaction: the COMMIT, and what follows it."""
+
+    #: where the next transaction may be begun at once, for how many seconds it may be idle
+    begins: float | None = None
+    #: reads what the next transaction begins with, by one statement, through this connection; False where that failed
+    read: Callable[[], bool] | None = None
+
+
 class HeldConnection:
     """
     The one connection that a slice holds, and the guard on its transactions.
@@ -255,6 +267,13 @@ class HeldConnection:
         self._idle_when_used: float | None = None
         self._began_at = 0.0
         self._held_seconds = 0.0
+        self._pipelining: Pipelining | None = None
+        #: where the COMMIT was sent ahead: what it was
+        self._committed: Trip | None = None
+        #: whether a transaction was begun with it, behind it
+        self._is_next_begun = False
+        #: whether nothing was sent in that yet, so that `begin` has nothing to do
+        self._is_fresh = False
         #: whether the connection was found to be gone
         self.is_lost = False
         #: the wall clock when the transaction began
@@ -282,14 +301,22 @@ class HeldConnection:
         if self._connection is None:
             self._open()
         self._idle_when_used = None
+        if not self._is_fresh:
+            self._begin(idle)
+        self._is_fresh = False
+        self._database.writing_threads.add(threading.get_ident())
+        self._began_at = time.monotonic()
+        self.began_at_epoch = time.time() + self._database.clock.shift()
+
+    def _begin(self, idle: float) -> None:
+        began = time.perf_counter()
         try:
             self._database.dialect.begin(self._driver, lock_wait=None, idle=idle)
         except self._database.driver_error as error:
             raise self._database.unavailable(error) from error
+        if self._pipelining is not None:
+            self._pipelining.took(self._driver, time.perf_counter() - began)
         self._is_begun = True
-        self._database.writing_threads.add(threading.get_ident())
-        self._began_at = time.monotonic()
-        self.began_at_epoch = time.time() + self._database.clock.shift()
 
     def begin_when_used(self, *, idle: float) -> None:
         """Have the next statement that SQLAlchemy sends, or `begin_now`, begin a transaction; until then none is."""
@@ -310,6 +337,62 @@ class HeldConnection:
             return cursor.fetchone()
         finally:
             cursor.close()
+
+    @property
+    def commits_ahead(self) -> bool:
+        """Whether `execute_and_commit` can be used."""
+        return self._pipelining is not None
+
+    @property
+    def is_far(self) -> bool:
+        """Whether a round trip takes so long that it is worth while to have the next read travel with the COMMIT."""
+        return self._pipelining is not None and self._pipelining.is_far(self._driver)
+
+    def execute_and_commit(
+        self, statement: Numbered, values: Mapping[str, object], ahead: Ahead
+    ) -> tuple[str | None, ...] | None:
+        """
+        Send *statement* and the COMMIT in one round trip, and give its row; `commit` says what that has come to.
+
+        None where the statement's guard has refused by a division by zero, and nothing is committed. What is *ahead* is
+        sent along: where the next transaction begins with a read, and that fails, it is rolled back, and no more.
+
+        Raises:
+            Exception: what the statement was refused with; nothing is committed, and the transaction is still open.
+        """
+        pipelining = cast("Pipelining", self._pipelining)
+        if ahead.read is None or ahead.begins is None:
+            trip = pipelining.send(self._driver, statement, values, begins=ahead.begins)
+            self._is_fresh = self._is_next_begun = ahead.begins is not None and trip.is_committed
+        else:
+            trip = self._read_along(pipelining, statement, values, ahead.read, begins=ahead.begins)
+        if trip.refused is not None:
+            raise trip.refused
+        if trip.row is None:
+            return None
+        self._committed = trip
+        return trip.row
+
+    def _read_along(
+        self,
+        pipelining: Pipelining,
+        statement: Numbered,
+        values: Mapping[str, object],
+        read: Callable[[], bool],
+        *,
+        begins: float,
+    ) -> Trip:
+        convoy = Convoy(pipelining, self._driver, statement, values, begins=begins)
+        self._is_fresh = self._is_next_begun = True
+        with convoy:
+            is_read = read()
+        trip = convoy.go()
+        self._is_fresh = False
+        if trip.is_committed and not is_read:
+            # It is for the next chunk to find out what is wrong with its read.
+            self._is_next_begun = False
+            self._undo()
+        return trip
 
     def update(self, statement: Rendered, values: Mapping[str, object]) -> int:
         """Send *statement* straight to the driver and give the number of rows that it found."""
@@ -338,14 +421,18 @@ class HeldConnection:
 
     def commit(self) -> None:
         """Commit. A lost connection raises the driver's error, and whether it happened must be asked elsewhere."""
-        self._driver.commit()
-        self._is_begun = False
+        committed, self._committed = self._committed, None
+        if committed is None:
+            self._driver.commit()
+        elif committed.not_committed is not None:
+            raise committed.not_committed
+        self._is_begun, self._is_next_begun = self._is_next_begun, False
         self._breathe()
 
     def rollback(self) -> None:
         """Roll back; a connection that cannot do even that is thrown away."""
-        self._is_begun = False
-        self._idle_when_used = None
+        self._is_begun = self._is_fresh = self._is_next_begun = False
+        self._idle_when_used = self._committed = None
         if self._connection is None:
             return
         if self._connection.closed:
@@ -353,16 +440,21 @@ class HeldConnection:
             self._forget()
             self._breathe()
             return
-        try:
-            if self._database.dialect.is_in_transaction(self._driver):
-                self._driver.rollback()
-        except self._database.driver_error:
-            self.discard()
-            self.is_lost = True
+        self._undo()
         if self._torn is not None:
             # SQLAlchemy's side of the transaction is spent; the next chunk gets another connection.
             self.close()
         self._breathe()
+
+    def _undo(self) -> None:
+        try:
+            if self._database.dialect.is_in_transaction(self._driver):
+                self._driver.rollback()
+                if self._pipelining is not None:
+                    self._pipelining.forget(self._driver)
+        except self._database.driver_error:
+            self.discard()
+            self.is_lost = True
 
     def discard(self, *, is_cut: bool = False) -> None:
         """Throw the connection away; the next use opens another. *is_cut*: we broke off, not the server."""
@@ -397,14 +489,15 @@ class HeldConnection:
         event.listen(connection, "rollback", self._on_rollback)
         self._connection = connection
         self._driver = _driver(connection)
+        self._pipelining = self._database.dialect.pipelining(self._driver)
         self._torn = None
         self._is_guarded = True
         self.is_lost = False
 
     def _forget(self) -> Connection | None:
         connection, self._connection, self._driver = self._connection, None, None
-        self._is_guarded = self._is_begun = False
-        self._torn = self._idle_when_used = None
+        self._is_guarded = self._is_begun = self._is_fresh = self._is_next_begun = False
+        self._torn = self._idle_when_used = self._committed = self._pipelining = None
         return connection
 
     def _on_statement(self, *_: object) -> None:

@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from batchkit.errors import DatabaseUnavailable, InvalidDatabase
 from batchkit.store.addresses import shown
+from batchkit.store.pipelining import PREPARED_IN_VAIN, Pipelining, idle_timeout
 
 # Any: the drivers' connections and cursors have no common type.
 DriverConnection = Any
@@ -69,6 +70,8 @@ class Dialect(Protocol):
     has_one_writer: bool
     #: whether an UPDATE can bring something back
     has_returning: bool
+    #: whether `pipelining` may give something
+    can_pipeline: bool
 
     def engine_options(self, url: URL) -> dict[str, Any]:
         """Give what `create_engine` needs for *url*."""
@@ -90,6 +93,10 @@ class Dialect(Protocol):
         idle for *idle* seconds inside the transaction is ended by the database, so that a stopped process does not
         keep its locks for ever.
         """
+        ...
+
+    def pipelining(self, driver: DriverConnection) -> Pipelining | None:
+        """Give what sends several statements in one round trip on *driver*, which is held; None where nothing can."""
         ...
 
     def restore(self, driver: DriverConnection) -> None:
@@ -135,6 +142,10 @@ class Postgres:
 
     has_one_writer = False
     has_returning = True
+    can_pipeline = True
+
+    def __init__(self) -> None:
+        self._pipelining = Pipelining()
 
     def engine_options(self, url: URL) -> dict[str, Any]:  # noqa: ARG002
         """Give what `create_engine` needs for *url*."""
@@ -164,13 +175,21 @@ class Postgres:
 
     def begin(self, driver: DriverConnection, *, lock_wait: float | None, idle: float) -> None:
         """Begin with one simple query of several statements, hence one round trip; never as a prepared statement."""
-        settings = f"SET LOCAL idle_in_transaction_session_timeout = {int(idle * 1000)}"
+        settings = idle_timeout(idle)
         if lock_wait is not None:
             settings += f"; SET LOCAL lock_timeout = {int(lock_wait * 1000)}"
         driver.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED; {settings}", prepare=False)
 
+    def pipelining(self, driver: DriverConnection) -> Pipelining | None:
+        """Use libpq's pipeline mode, where psycopg has it."""
+        if not self._pipelining.fits(driver):
+            return None
+        self._pipelining.hold(driver)
+        return self._pipelining
+
     def restore(self, driver: DriverConnection) -> None:
-        """Do nothing: SET LOCAL ends with its transaction."""
+        """Prepare statements as before; SET LOCAL has ended with its transaction."""
+        self._pipelining.let_go(driver)
 
     def is_in_transaction(self, driver: DriverConnection) -> bool:
         """Tell by libpq's transaction status: idle means that somebody ended it."""
@@ -208,7 +227,8 @@ class Postgres:
             return Fault.LOST
         if state == "25006":
             return Fault.READ_ONLY
-        return Fault.TRANSIENT if state in {"40001", "40P01", "55P03", "53300"} else None
+        is_prepared_in_vain = state in PREPARED_IN_VAIN or (state == "0A000" and "cached plan" in str(original))
+        return Fault.TRANSIENT if is_prepared_in_vain or state in {"40001", "40P01", "55P03", "53300"} else None
 
 
 class Sqlite:
@@ -216,6 +236,7 @@ class Sqlite:
 
     has_one_writer = True
     has_returning = True
+    can_pipeline = False
 
     def engine_options(self, url: URL) -> dict[str, Any]:
         """Give what `create_engine` needs for *url*: a file, since other processes must see it."""
@@ -277,6 +298,9 @@ class Sqlite:
                 break
         # The function's own statements wait for nothing: the lock is had.
         driver.execute(f"PRAGMA busy_timeout = {int(_SQLITE_BUSY_SECONDS * 1000)}")
+
+    def pipelining(self, driver: DriverConnection) -> None:
+        """Give nothing: there is no network."""
 
     def restore(self, driver: DriverConnection) -> None:
         """Do nothing: the busy timeout is at its usual value again."""
@@ -352,6 +376,7 @@ class MySql:
     has_one_writer = False
     # MariaDB has it for DELETE and INSERT, MySQL not at all.
     has_returning = False
+    can_pipeline = False
 
     def __init__(self) -> None:
         # Session variables have no SET LOCAL: what is set on which connection, until `restore`.
@@ -419,6 +444,9 @@ class MySql:
             self._settings[driver] = wanted
         driver.query("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         driver.query("START TRANSACTION")
+
+    def pipelining(self, driver: DriverConnection) -> None:
+        """Give nothing: the protocol of MySQL waits for each answer."""
 
     def restore(self, driver: DriverConnection) -> None:
         """Set the session variables back to what they were."""

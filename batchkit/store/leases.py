@@ -13,7 +13,9 @@ from sqlalchemy import Connection, RowMapping
 from batchkit.errors import LeaseLost
 from batchkit.model import Checkpoint, Lease, Plan, Position, Range, RunError, RunId, Standing
 from batchkit.states import WORKABLE, PartitionKind, PartitionState, Request, RunState
-from batchkit.store.database import Database, HeldConnection, Rendered
+from batchkit.store.database import Ahead, Database, HeldConnection, Rendered
+from batchkit.store.ordering import in_order
+from batchkit.store.pipelining import Numbered
 from batchkit.store.runs import Runs
 from batchkit.store.statements import Statements
 from batchkit.store.suspects import Suspects
@@ -45,6 +47,9 @@ class Leases:
             database.engine,
         )
         self._standing = Rendered(statements.standing(), database.engine)
+        self._checkpoint_or_error = (
+            Numbered(statements.checkpoint_or_error(), database.engine) if dialect.can_pipeline else None
+        )
 
     def claimable(
         self,
@@ -171,17 +176,21 @@ class Leases:
             run = tx.execute(self._statements.read_run(lease.run_id)).mappings().one()
             return replace(lease, identity=run["identity"], fingerprint=run["fingerprint"])
 
-    def checkpoint(self, held: HeldConnection, lease: Lease, checkpoint: Checkpoint) -> tuple[Lease, Standing]:
+    def checkpoint(
+        self, held: HeldConnection, lease: Lease, checkpoint: Checkpoint, *, ahead: Ahead | None = None
+    ) -> tuple[Lease, Standing]:
         """
         Move the partition on as part of the transaction that is open on *held*, and say how its run stands.
 
-        Nothing comes between it and the commit, so that the row is locked for a moment only.
+        Nothing comes between it and the commit, so that the row is locked for a moment only. With *ahead*, the COMMIT
+        is sent in the same round trip where the database can do that; `HeldConnection.commit` says what came of it.
 
         Raises:
             LeaseLost: the lease is over; the transaction must be rolled back.
         """
         row = self._move_on(
             held,
+            ahead,
             {
                 "run_id": lease.run_id,
                 "number_": lease.number,
@@ -202,25 +211,18 @@ class Leases:
         )
         if row is None:
             raise _lost(lease)
-        state, requested = row
-        moved = replace(
-            lease,
-            cursor=checkpoint.cursor,
-            seq=lease.seq + 1,
-            done=lease.done + checkpoint.done,
-            failed=lease.failed + checkpoint.failed,
-            carry=checkpoint.carry,
-            doubt=checkpoint.doubt,
-            chunk_seconds=checkpoint.chunk_seconds,
-        )
-        return moved, Standing(RunState(state), None if requested is None else Request(requested))
+        state, requested, cuts_wanted = row[:3]
+        standing = Standing(RunState(state), None if requested is None else Request(requested), int(cuts_wanted))
+        return lease.moved(checkpoint), standing
 
-    def _move_on(self, held: HeldConnection, values: dict[str, object]) -> Any:  # noqa: ANN401  a row of the driver's
+    def _move_on(self, held: HeldConnection, ahead: Ahead | None, values: dict[str, object]) -> Any:  # noqa: ANN401  a row of the driver's
+        if ahead is not None and self._checkpoint_or_error is not None and held.commits_ahead:
+            return held.execute_and_commit(self._checkpoint_or_error, values, ahead)
         if self._database.dialect.has_returning:
             return held.execute(self._checkpoint, values)
         if held.update(self._checkpoint, values) != 1:
             return None
-        return held.execute(self._standing, {"run_id": values["run_id"]})
+        return held.execute(self._standing, {"run_id": values["run_id"], "number_": values["number_"]})
 
     def _locked_at(self, held: HeldConnection) -> str | None:
         if not self._database.dialect.has_one_writer:
@@ -339,8 +341,16 @@ class Leases:
         return None
 
     def carries(self, tx: Connection, lease: Lease) -> list[tuple[str, int, int, int]]:
-        """Read what each partition of items carries, and how many items were done, failed and left in doubt."""
-        return [tuple(row) for row in tx.execute(self._statements.read_carries(lease.run_id))]
+        """
+        Read what each partition of items carries, and how many items were done, failed and left in doubt.
+
+        They come in the order of their items.
+        """
+        rows = tx.execute(self._statements.read_carries(lease.run_id)).mappings().all()
+        return [
+            (row["carry"], row["done"], row["failed"], row["in_doubt"])
+            for row in in_order(rows, place=lambda row: (row["number"], row["cut_from"]))
+        ]
 
     def _chunk_seconds(self, tx: Connection, job: str, before: RowMapping | None) -> float | None:
         if before is not None and before["chunk_seconds"] is not None:

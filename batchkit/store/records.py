@@ -14,9 +14,11 @@ from batchkit.errors import (
 )
 from batchkit.model import Partition, Progress, RunError, RunId, RunRecord, Transition
 from batchkit.states import (
+    PartitionKind,
     RunState,
 )
 from batchkit.store.database import Database
+from batchkit.store.ordering import in_order
 from batchkit.store.statements import Statements
 from batchkit.values import loads
 
@@ -87,9 +89,11 @@ class Records:
             return [_record(row) for row in tx.execute(statement).mappings()]
 
     def partitions(self, run_id: RunId) -> list[Partition]:
-        """Read a run's partitions."""
+        """Read a run's partitions, in the order of their items; `finish` comes last."""
         with self._database.reading() as tx:
-            rows = tx.execute(self._statements.read_partitions(run_id)).mappings().all()
+            found = tx.execute(self._statements.read_partitions(run_id)).mappings().all()
+        rows = in_order(found, place=lambda row: (row["number"], row["cut_from"]))
+        rows.sort(key=lambda row: row["kind"] is PartitionKind.FINISH)
         return [
             Partition(
                 number=row["number"],
@@ -104,6 +108,7 @@ class Records:
                 is_held=bool(row["is_live"]),
                 in_doubt=row["in_doubt"],
                 until=_cursor(row["until"]),
+                cut_from=row["cut_from"],
             )
             for row in rows
         ]

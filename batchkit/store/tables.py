@@ -195,6 +195,9 @@ def tables(schema: str | None = None) -> Tables:
         Column("chunk_seconds", DOUBLE),
         Column("working_seconds", DOUBLE),
         Column("is_protected", Boolean, nullable=False, server_default=false()),
+        # Which partition's range it was cut from while that was worked, and into how many more others want it cut.
+        Column("cut_from", Integer),
+        Column("cuts_wanted", Integer, nullable=False, server_default="0"),
         PrimaryKeyConstraint("run_id", "number"),
         ForeignKeyConstraint(["run_id"], [run.c.id], ondelete="CASCADE"),
         Index("ix_batchkit_partition_due", "state", "due_at"),

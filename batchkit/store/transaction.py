@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
 from batchkit.model import Checkpoint, Lease, Standing
-from batchkit.store.database import Database, HeldConnection
+from batchkit.store.database import Ahead, Database, HeldConnection
 from batchkit.store.leases import Leases
 
 _logger = logging.getLogger("batchkit")
@@ -47,6 +47,8 @@ class Sessions:
         # A scoped_session keeps one session for the thread; a chunk needs one of its own, made as the scope makes them.
         factory = getattr(factory, "session_factory", factory)
         self._factory = factory
+        #: whether they are as we make them, and nobody else has a say in what they do
+        self.are_plain = factory is None
         self.is_ours = factory is None or _is_bound_to(factory, database.engine)
 
     def joined(self, connection: Connection) -> Session:
@@ -93,16 +95,32 @@ class ChunkTransaction:
         self._idle = idle
         self._is_dry_run = is_dry_run
         self._is_joined = sessions.is_ours
-        if not self._is_joined:
-            self.session = self._kept_or(sessions.apart)
+        self._sessions = sessions
+        self._session = None if kept is None else kept.session
+        if self._is_joined:
+            held.begin(idle=idle)
+        if sessions.are_plain:
+            # Many functions, and sources, need none.
             return
-        held.begin(idle=idle)
         try:
-            self.session = self._kept_or(lambda: sessions.joined(held.connection))
+            self._open_session()
         except BaseException:
             # The factory is the user's. Left open, the transaction would keep even us from recording what it raised.
             held.rollback()
             raise
+
+    @property
+    def session(self) -> Session:
+        """The session that writes in this transaction, or on the user's other database."""
+        return self._session or self._open_session()
+
+    def _open_session(self) -> Session:
+        if self._session is None:
+            sessions = self._sessions
+            self._session = sessions.joined(self._held.connection) if self._is_joined else sessions.apart()
+            if self._kept is not None:
+                self._kept.session = self._session
+        return self._session
 
     @property
     def connection(self) -> Connection:
@@ -142,14 +160,19 @@ class ChunkTransaction:
         Raises:
             ChunkTorn: it did not.
         """
-        # The events that a session's own commit() would fire; what their listeners write belongs to the chunk.
-        while (nested := self.session.get_nested_transaction()) is not None:
-            # A savepoint that the function left open: a commit goes through it, so its end is ours to make.
-            nested.commit()
-        self.session.dispatch.before_commit(self.session)
-        self.session.flush()
+        if self._session is not None:
+            self._flush(self._session)
         if self._is_joined:
             self._held.check()
+
+    @staticmethod
+    def _flush(session: Session) -> None:
+        # The events that a session's own commit() would fire; what their listeners write belongs to the chunk.
+        while (nested := session.get_nested_transaction()) is not None:
+            # A savepoint that the function left open: a commit goes through it, so its end is ours to make.
+            nested.commit()
+        session.dispatch.before_commit(session)
+        session.flush()
 
     def keep_nothing_of_dry_run(self) -> None:
         """Undo, in a dry run, what the function wrote; what the store writes from here on commits without it."""
@@ -157,15 +180,40 @@ class ChunkTransaction:
             self._undo()
             self._leave_session()
 
-    def checkpoint(self, leases: Leases, lease: Lease, checkpoint: Checkpoint) -> tuple[Lease, Standing]:
+    def checkpoint(
+        self,
+        leases: Leases,
+        lease: Lease,
+        checkpoint: Checkpoint,
+        *,
+        goes_on: bool = False,
+        read: Callable[[], bool] | None = None,
+    ) -> tuple[Lease, Standing]:
         """
-        Move the partition on in this transaction.
+        Move the partition on in this transaction; nothing may come between this and `commit`.
+
+        Where the database can, the COMMIT is under way with it, and `commit` only says what came of it. With *goes_on*
+        the next transaction is begun with it, too, where nobody is to be told of the commit first, by *read* where that
+        is given, which reads by one statement.
 
         Raises:
             LeaseLost: the lease is over; everything must be rolled back.
         """
         self.store_connection()
-        return leases.checkpoint(self._held, lease, checkpoint)
+        return leases.checkpoint(self._held, lease, checkpoint, ahead=self._ahead(read) if goes_on else self._alone())
+
+    def _alone(self) -> Ahead | None:
+        # Where the function writes to another database, that is to commit before.
+        return Ahead() if self._is_joined else None
+
+    def _ahead(self, read: Callable[[], bool] | None) -> Ahead | None:
+        if not (self._is_joined and self._is_told_to_nobody):
+            return self._alone()
+        return Ahead(begins=self._idle, read=read)
+
+    @property
+    def _is_told_to_nobody(self) -> bool:
+        return not (self._is_dry_run or (self._session is not None and self._session.dispatch.after_commit))
 
     def commit(self) -> None:
         """Commit; where the writes are in another database, they commit first, so that a crash between repeats them."""
@@ -179,13 +227,17 @@ class ChunkTransaction:
         self._held.commit()
         try:
             try:
-                if self._is_joined:
-                    self.session.dispatch.after_commit(self.session)
+                if self._is_joined and self._session is not None:
+                    self._session.dispatch.after_commit(self._session)
             finally:
                 self._leave_session()
         except Exception:
             # The chunk is committed, and nothing that a listener raises changes that.
             _logger.exception("after the commit of a chunk its session raised")
+
+    def leave(self) -> None:
+        """Let go of the session, and leave the connection to who has to roll it back."""
+        self._end_session()
 
     def rollback(self) -> None:
         """Undo everything."""
@@ -197,24 +249,18 @@ class ChunkTransaction:
             self.session.rollback()
         self._held.rollback()
 
-    def _kept_or(self, make: Callable[[], Session]) -> Session:
-        session = make() if self._kept is None or self._kept.session is None else self._kept.session
-        if self._kept is not None:
-            self._kept.session = session
-        return session
-
     def _leave_session(self) -> None:
         if self._kept is None:
             self._end_session()
-        else:
+        elif self._session is not None:
             # What it has loaded is read anew: others may have written since.
-            self.session.expire_all()
+            self._session.expire_all()
 
     def _end_session(self) -> None:
         if self._kept is not None:
             self._kept.end()
-        else:
-            _end(self.session)
+        elif self._session is not None:
+            _end(self._session)
 
 
 def _end(session: Session) -> None:

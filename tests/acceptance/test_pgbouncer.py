@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from batchkit import BatchKit, RunState
+from batchkit.store import Database, HeldConnection
 from tests.acceptance import app
 from tests.acceptance.workers import crew
 from tests.servers.debian import PackagesNotFoundError
@@ -40,3 +41,14 @@ def test_runs_are_worked_through_pgbouncer_though_workers_are_killed(bouncer_url
         assert {1: 5000} == app.times(bouncer_url)
         assert 5000 == run.progress.done
         assert kit.schema_version()[0] == kit.schema_version()[1]
+
+
+def test_statements_are_prepared_only_where_nobody_stands_between(postgres_url: str, bouncer_url: str):
+    for url, threshold in ((postgres_url, 5), (bouncer_url, None)):
+        with closing(Database(url)) as database, closing(HeldConnection(database, "run")) as held:
+            held.begin(idle=60)
+            driver = held.connection.connection.driver_connection
+            assert driver is not None
+            assert threshold == driver.prepare_threshold
+            held.close()
+            assert driver.prepare_threshold is None

@@ -17,7 +17,7 @@ from sqlalchemy import select, update
 from batchkit import BatchKit, Chunk, Finish, Source, Steps, Throttle, batched, resumable, rows, span
 from batchkit.errors import RunFailed
 from batchkit.queues import CeleryQueue
-from tests.queues import gating, killing, ledger
+from tests.queues import gating, killing, ledger, skewed
 from tests.queues.ledger import batch_item, calls, item
 
 LEASE_SECONDS = float(os.environ.get("TEST_LEASE", "3"))
@@ -65,6 +65,12 @@ def in_parts(chunk: Chunk[int], pause: float = 0.1) -> None:
 def gated(chunk: Chunk[int]) -> None:
     """Wait at the gate."""
     gating.work(chunk)
+
+
+@batched(skewed.items, name="skewed", chunk_size=1, lease=10, partitions=4)
+def skewed_items(chunk: Chunk[int]) -> None:
+    """Wait at the gate, and then have nine tenths of the work in one partition."""
+    skewed.work(chunk)
 
 
 @batched(span(1), name="small")

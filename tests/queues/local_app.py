@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from batchkit import BatchKit, Chunk, batched, span
-from tests.queues import gating, killing
+from tests.queues import gating, killing, skewed
 
 kit = BatchKit(os.environ["TEST_DATABASE"])
 
@@ -26,6 +26,12 @@ def kills_and_fails(chunk: Chunk[int], way: str) -> None:
 def gated(chunk: Chunk[int]) -> None:
     """Wait at the gate."""
     gating.work(chunk)
+
+
+@batched(skewed.items, name="skewed", chunk_size=1, lease=10, partitions=4)
+def skewed_items(chunk: Chunk[int]) -> None:
+    """Wait at the gate, and then have nine tenths of the work in one partition."""
+    skewed.work(chunk)
 
 
 @batched(span(1), name="small")

@@ -37,6 +37,8 @@ _SETTINGS = {
     "autovacuum_naptime": "5s",
 }
 
+_PRODUCTION = {"fsync": "on", "shared_buffers": "256MB", "max_wal_size": "2GB", "autovacuum_naptime": "60s"}
+
 
 class PostgresNotFoundError(Exception):
     """Raised when this machine has no PostgreSQL server programs."""
@@ -53,17 +55,19 @@ class PostgresServer:
     A PostgreSQL server with a data folder of its own, on a port of its own, that begins to run at `start()`.
 
     PostgreSQL refuses to run as root; then it runs as the user `nobody`. A second process, the keeper, ends the server
-    and removes its folder if this process is killed.
+    and removes its folder if this process is killed. It is quick and syncs nothing to a disk; *as_in_production* is for
+    measurements: its data is on a disk, its commits are synced, and it has more memory.
 
     Raises:
         PostgresNotFoundError: there is nothing to run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, as_in_production: bool = False) -> None:
         found = _find_programs()
+        self._settings = {**_SETTINGS, **(_PRODUCTION if as_in_production else {})}
         self.port = programs.free_port()
         self._process: subprocess.Popen[bytes] | None = None
-        self._folder = programs.folder("batchkit-pg-")
+        self._folder = programs.folder("batchkit-pg-", on_disk=as_in_production)
         self._keeper = programs.keep(self._folder)
         try:
             self._programs = self._readable(found)
@@ -238,7 +242,7 @@ class PostgresServer:
             code = self._run(command, log=log).wait()
         if code != 0:
             raise AssertionError(f"initdb ended with code {code}:\n{self.log()}")
-        settings = {**_SETTINGS, "unix_socket_directories": str(self._folder)}
+        settings = {**self._settings, "unix_socket_directories": str(self._folder)}
         with (self._data / "postgresql.auto.conf").open("a") as file:
             file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
 

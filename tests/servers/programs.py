@@ -20,10 +20,11 @@ _MEMORY = Path("/dev/shm")  # noqa: S108  mkdtemp makes a folder there that is o
 _MEMORY_BYTES = 4 << 30
 
 
-def folder(prefix: str) -> Path:
+def folder(prefix: str, *, on_disk: bool = False) -> Path:
     """Make a folder for a server that many files are made in: in memory, where that is roomy, else on disk."""
+    in_memory = not on_disk and _is_roomy(_MEMORY)
     # Not the place that TMPDIR says: it may be too long for a socket, or closed to other users.
-    return Path(tempfile.mkdtemp(prefix=prefix, dir=_MEMORY if _is_roomy(_MEMORY) else "/tmp"))  # noqa: S108  the same
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=_MEMORY if in_memory else "/tmp"))  # noqa: S108  the same
 
 
 def keep(folder: Path) -> subprocess.Popen[bytes]:

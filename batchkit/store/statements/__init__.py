@@ -9,11 +9,12 @@ from batchkit.store.statements.holding import Holding
 from batchkit.store.statements.reading import Reading
 from batchkit.store.statements.settling import Settling
 from batchkit.store.statements.starting import Starting
+from batchkit.store.statements.stealing import Stealing
 from batchkit.store.statements.terms import PATIENCE_SECONDS, unindexed
 from batchkit.store.statements.waking import Waking
 
 __all__ = ["PATIENCE_SECONDS", "Statements", "unindexed"]
 
 
-class Statements(Starting, Claiming, Holding, Settling, Waking, Announcing, Failing, Reading):
+class Statements(Starting, Claiming, Holding, Stealing, Settling, Waking, Announcing, Failing, Reading):
     """The statements of all subjects, for the tables of one schema and one clock."""

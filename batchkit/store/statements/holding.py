@@ -10,12 +10,13 @@ from sqlalchemy import (
     String,
     Text,
     bindparam,
+    func,
     literal,
     select,
     update,
 )
 from sqlalchemy.sql.base import Executable
-from sqlalchemy.sql.dml import Update
+from sqlalchemy.sql.dml import ReturningUpdate, Update
 from sqlalchemy.sql.selectable import Select
 
 from batchkit.model import Lease, RunId
@@ -66,17 +67,36 @@ class Holding(Terms):
             )
         )
 
-    def checkpoint_with_standing(self, *, one_writer: bool) -> Executable:
+    def checkpoint_with_standing(self, *, one_writer: bool) -> ReturningUpdate[Any]:
         """Move a partition on, and bring back how the run stands: no row means that the lease is over."""
         run, this_run = self.run.c, bindparam("run_id", type_=String)
         return self.checkpoint(one_writer=one_writer).returning(
-            select(run.state).where(run.id == this_run).scalar_subquery(),
-            select(run.requested).where(run.id == this_run).scalar_subquery(),
+            select(run.state).where(run.id == this_run).scalar_subquery().label("state"),
+            select(run.requested).where(run.id == this_run).scalar_subquery().label("requested"),
+            self.partition.c.cuts_wanted,
+        )
+
+    def checkpoint_or_error(self) -> Executable:
+        """
+        Move a partition on, and bring back how the run stands: an error, a division by zero, means the lease is over.
+
+        The COMMIT is under way behind it already, and only an error keeps that from being made.
+        """
+        moved = self.checkpoint_with_standing(one_writer=False).cte("moved")
+        is_moved = select(func.count()).select_from(moved).scalar_subquery()
+        return select(
+            *(select(moved.c[name]).scalar_subquery() for name in ("state", "requested", "cuts_wanted")),
+            literal(1) // is_moved,
         )
 
     def standing(self) -> Select[Any]:
         """Read how a run stands, where the checkpoint cannot bring it back; as it is committed, and without a lock."""
-        return select(self.run.c.state, self.run.c.requested).where(self.run.c.id == bindparam("run_id", type_=String))
+        run, partition = self.run.c, self.partition.c
+        return (
+            select(run.state, run.requested, partition.cuts_wanted)
+            .join(self.partition, partition.run_id == run.id)
+            .where(run.id == bindparam("run_id", type_=String), partition.number == bindparam("number_", type_=Integer))
+        )
 
     def renew(self, lease: Lease) -> Executable:
         """Push the end of a live lease forward, never backwards."""

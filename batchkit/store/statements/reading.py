@@ -48,12 +48,11 @@ class Reading(Terms):
         )
 
     def read_carries(self, run_id: RunId) -> Select[Any]:
-        """Read what the partitions of a run's items carry, and their counters."""
+        """Read what the partitions of a run's items carry, their counters, and where each has its place."""
         partition = self.partition.c
-        return (
-            select(partition.carry, partition.done, partition.failed, partition.in_doubt)
-            .where(partition.run_id == run_id, partition.kind == PartitionKind.ITEMS)
-            .order_by(partition.number)
+        counters = (partition.carry, partition.done, partition.failed, partition.in_doubt)
+        return select(*counters, partition.number, partition.cut_from).where(
+            partition.run_id == run_id, partition.kind == PartitionKind.ITEMS
         )
 
     def read_history(self, run_id: RunId) -> Select[Any]:

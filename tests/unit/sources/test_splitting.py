@@ -44,7 +44,8 @@ from sqlalchemy.orm import Session
 from batchkit import csv_rows, items, json_lines, nested, pages, parquet_rows, rows, span, stream
 from batchkit.errors import InvalidSource
 from batchkit.planning import Cursors
-from batchkit.sources import Continued, Source, Splittable, sampling
+from batchkit.remainders import weight
+from batchkit.sources import Continued, Source, Splittable, files, sampling
 
 #: Files are not read through it.
 NO_SESSION = cast("Session", None)
@@ -491,3 +492,108 @@ def test_a_large_table_is_not_read_to_be_cut(engine: Engine):
     # PostgreSQL may count in several processes, of which it tells the rows of one.
     whole = len(read_to_count) if engine.dialect.name == "sqlite" else 400_000
     assert len(read_to_cut) < whole / 4
+
+
+# What is left of rows while they are worked
+
+
+@pytest.mark.parametrize("table", _VALUES, ids=lambda table: table.name)
+def test_what_is_left_of_rows_by_any_key_is_cut_into_all_of_it(engine: Engine, table: Table):
+    @settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.too_slow])
+    @given(
+        values=st.lists(_VALUES[table], min_size=2, max_size=12, unique=True),
+        parts=st.integers(2, 6),
+        begin=st.integers(0, 5),
+        down=st.booleans(),
+    )
+    def holds(values: list[Any], parts: int, begin: int, *, down: bool) -> None:
+        _fill(engine, table, [{"id": value} for value in values])
+        source = rows(select(table.c.id), key=table.c.id.desc() if down else table.c.id)
+        with _reading(engine) as session:
+            whole = read_from(source, None, session)
+            after, until = whole[min(begin, len(whole) - 2)][1], whole[-1][1]
+            assert isinstance(source, Splittable)
+            left = source.until(until)
+            expected = read_from(left, after, session)
+            assert expected == joined(parts_of(left, parts, session, after=after))
+            assert len(expected) == weight(cast("Any", left).behind(after), session)
+
+    if table is _TEXTS and engine.dialect.name == "mysql":
+        pytest.skip("its collation takes some of these texts for the same")
+    holds()
+
+
+@pytest.mark.parametrize("down", [False, True], ids=["up", "down"])
+@pytest.mark.parametrize("kind", ["dense", "sparse", "new"])
+def test_a_small_part_that_is_left_of_a_large_table_is_cut_in_about_equal_ranges(
+    engine: Engine, kind: str, *, down: bool
+):
+    values = _spread(kind, _LARGE)
+    _fill(engine, _NUMBERS, [{"id": value, "kind": 0} for value in values])
+    _analyze(engine, _NUMBERS)
+    left = values[: _LARGE // 50] if down else values[-_LARGE // 50 :]
+    source = rows(select(_NUMBERS.c.id), key=_NUMBERS.c.id.desc() if down else _NUMBERS.c.id)
+    after = left[-1] if down else left[0]
+
+    with _reading(engine) as session:
+        found = parts_of(source, 4, session, after=after, limit=1000)
+    assert 4 == len(found)
+    assert len(left) - 1 == len(joined(found))
+    assert max(map(len, found)) < 2 * len(left) / 4
+
+
+def test_what_is_left_of_one_tenant_is_cut_by_the_next_column_of_the_key(engine: Engine):
+    _fill(engine, _PAIRS, [{"tenant": 5 if n % 10 else n, "id": n} for n in range(_LARGE)])
+    _analyze(engine, _PAIRS)
+    source = rows(select(_PAIRS.c.id), key=(_PAIRS.c.tenant, _PAIRS.c.id))
+    with _reading(engine) as session:
+        assert isinstance(source, Splittable)
+        left = source.until((5, _LARGE - 1))
+        found = parts_of(left, 4, session, after=(5, 999), limit=1000)
+    assert 4 == len(found)
+    assert 17_100 == len({cursor for _, cursor in joined(found)})
+    assert max(map(len, found)) < 2 * 17_100 / 4
+
+
+def test_a_large_rest_is_not_read_to_be_weighed_and_cut(engine: Engine):
+    _fill_quickly(engine, 400_000)
+    source = rows(select(_NUMBERS.c.id).where(_NUMBERS.c.kind == 3), key=_NUMBERS.c.id)
+    with _reading(engine) as session:
+        left: Any = cast("Any", source).behind(1000)
+        with _counting(session.connection()) as read_to_cut:
+            weighed, cuts = weight(left, session), left.split(4, session)
+        with _counting(session.connection()) as read_to_count:
+            session.scalar(select(func.count()).select_from(_NUMBERS).where(_NUMBERS.c.kind == 3))
+    assert 3 == len(cuts)
+    # Where no planner says more, it is known to be so many at least.
+    assert weighed is not None
+    assert weighed >= 2000
+    assert engine.dialect.name == "sqlite" or weighed > 20_000
+    whole = len(read_to_count) if engine.dialect.name == "sqlite" else 400_000
+    assert len(read_to_cut) < whole / 4
+
+
+# What is left of other sources
+
+
+def test_other_sources_weigh_what_is_left(tmp_path: Path):
+    (tmp_path / "x.csv").write_text("n\n" + "".join(f"{number:03}\n" for number in range(100)))
+    (tmp_path / "x.jsonl").write_text("".join(f"{number + 100}\n" for number in range(100)))
+
+    assert 30 == weight(cast("Any", span(100).until(49)).behind(19), NO_SESSION)  # type: ignore[attr-defined]
+    for source in (csv_rows(tmp_path / "x.csv"), json_lines(tmp_path / "x.jsonl")):
+        whole = read_from(source, None, NO_SESSION)
+        left = cast("Any", source).until(whole[49][1]).behind(whole[19][1])
+        assert weight(left, NO_SESSION) in range(29, 32)
+    assert weight(nested(span(3), span), NO_SESSION) is None
+
+
+def test_a_file_that_would_be_read_for_long_to_be_cut_weighs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "x.csv"
+    path.write_text("n,text\n" + "".join(f'{number},"quoted"\n' for number in range(100)))
+    source = csv_rows(path)
+    assert 100 == weight(source, NO_SESSION)
+
+    monkeypatch.setattr(files, "_READ_TO_CUT", 500)
+    assert 0 == weight(source, NO_SESSION)
+    assert 100 == weight(csv_rows(path, multiline=False), NO_SESSION)

@@ -1,0 +1,1 @@
+"""Each system used as its documentation says: one module each."""
