@@ -49,10 +49,11 @@ class Picture:
                 f'<line {across} stroke="#e5e5e5"/>',
                 f'<text x="{_LEFT - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{value:,.4g}</text>',
             ]
-        for step in range(_STEPS + 1):
-            value = first + (last - first) * step / _STEPS
+        apart = _round_up((last - first) / _STEPS)
+        for step in range(math.ceil(first / apart), math.floor(last / apart) + 1):
+            value = step * apart
             place = f'x="{x(value):.1f}" y="{_HEIGHT - _BOTTOM + 18}"'
-            parts.append(f'<text {place} text-anchor="middle">{value:.3g}</text>')
+            parts.append(f'<text {place} text-anchor="middle">{value:.4g}</text>')
         parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 8}" text-anchor="end">{self.below}</text>')
         for number, (name, line) in enumerate(self.lines.items()):
             drawn, colour = " ".join(f"{x(at):.1f},{y(value):.1f}" for at, value in line), _COLOURS[number]
