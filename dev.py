@@ -6,6 +6,7 @@ Run batchkit's demo, tests and benchmarks from a fresh checkout.
     python3 dev.py test [ARGS...]     run the tests; ARGS are pytest's, such as tests/unit or -k lease or -n 0
     python3 dev.py demo [ARGS...]     run examples/normalize_emails.py
     python3 dev.py bench [ARGS...]    run the benchmarks; ARGS are sections, such as safety or peers, and --quick
+    python3 dev.py simulate [ARGS...] simulate a fleet of a thousand workers (docs/scale.md)
 
 Each begins with setup, which does nothing where it was done before. Python 3.10 or newer is all that must be there.
 """
@@ -41,6 +42,7 @@ COMMANDS = {
     "test": ["-m", "pytest", "-n", "6", "--dist", "loadgroup"],
     "demo": ["-m", "examples.normalize_emails"],
     "bench": ["-m", "benchmarks"],
+    "simulate": ["-m", "benchmarks.fleet"],
 }
 
 

@@ -19,9 +19,10 @@ from batchkit.tracking import Breaks, Duty, Tie, tied_to_main
 
 _logger = logging.getLogger("batchkit")
 _POLL_SECONDS = 0.2
-#: How often a worker tries to claim another partition where others were quicker, and of how many it takes one.
+#: How often a worker tries to claim another partition where others were quicker, and of how many it takes one. Those
+#: are as many as workers may come at the same moment: among twenty, a thousand would refuse each other nearly always.
 _TRIES = 5
-_CHOICE = 20
+_CHOICE = 1000
 #: How long a worker leaves a run with several partitions alone whose code it does not have.
 _DECLINED_SECONDS = 30.0
 #: How long it leaves one alone that it is not to take, since the platform does not protect this worker now.

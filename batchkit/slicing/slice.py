@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import closing
 from typing import Protocol
 
@@ -28,8 +29,12 @@ from batchkit.slicing.steps import StepWork
 from batchkit.slicing.trials import Trials
 from batchkit.states import PartitionKind
 from batchkit.store import HeldConnection
+from batchkit.store.dialects import Fault
 
 _logger = logging.getLogger("batchkit")
+
+#: How often a partition is given back where each time its run's row is locked by others for too long.
+_TRIES = 3
 
 
 def work_slice(lease: Lease, *, job: Definition, around: Surroundings, slice_time: float | None) -> Outcome:
@@ -99,7 +104,7 @@ class _Slice:
             return trials.with_faults(lambda: finish(course))
         reading = Preparation(course, trials).prepare()
         if reading is None:
-            return endings.exhaust(course)
+            return self._given_back(lambda: endings.exhaust(course))
         if course.job.is_resumable:
             return self._work_chunks(StepWork(course, trials, reading.params))
         if course.lease.partitions == 1:
@@ -119,12 +124,12 @@ class _Slice:
             while True:
                 standing = work.next()
                 if standing is None:
-                    outcome = endings.exhaust(self._course)
+                    outcome = self._given_back(lambda: endings.exhaust(self._course))
                     if stealing is not None:
                         stealing.want_cuts()
                     return outcome
                 if not standing.goes_on:
-                    return endings.yield_to(self._course, standing)
+                    return self._yielded_to(standing)
                 # Before the slice may end: where each chunk takes as long as a slice, there is no other moment.
                 if stealing is not None and standing.cuts_wanted:
                     # What was read ahead may lie behind the cut.
@@ -132,9 +137,30 @@ class _Slice:
                     if stealing.cut(standing.cuts_wanted):
                         work = self._way(stealing.reading)
                 if self._course.deadline.has_passed:
-                    return endings.interrupt(self._course, "its slice time is over")
+                    return self._given_back(lambda: endings.interrupt(self._course, "its slice time is over"))
         finally:
             work.close()
+
+    def _yielded_to(self, standing: Standing) -> Outcome:
+        return self._given_back(lambda: endings.yield_to(self._course, standing))
+
+    def _given_back(self, ending: Callable[[], Outcome]) -> Outcome:
+        """
+        End the slice by *ending*; where the run's row is not to be had, leave the lease to run out.
+
+        That is nothing wrong with the run: a thousand workers may give theirs back at once to a slow database.
+        """
+        course = self._course
+        faults: list[Exception] = []
+        while len(faults) < _TRIES:
+            try:
+                return ending()
+            except Exception as error:
+                if course.around.store.database.fault(error) is not Fault.TRANSIENT:
+                    raise
+                faults.append(error)
+        _logger.warning("a lease was left to run out", extra={"run_id": course.lease.run_id}, exc_info=faults[-1])
+        return course.outcome(Ending.INTERRUPTED, faults[-1])
 
     def _end_after(self, error: Exception) -> Outcome:
         """Give the partition back as *error* asks for; whatever goes wrong with that is for the lease to settle."""
@@ -154,9 +180,10 @@ class _Slice:
         if isinstance(error, Declined):
             return endings.decline(course, error)
         if isinstance(error, HeldBack):
-            return endings.hold(course, error)
+            return self._given_back(lambda: endings.hold(course, error))
         if isinstance(error, Stopped):
-            return endings.interrupt(course, error.reason or str(course.around.stop.reason))
+            reason = error.reason or str(course.around.stop.reason)
+            return self._given_back(lambda: endings.interrupt(course, reason))
         if self._trials.is_away(error):
             course.held.discard()
             return endings.interrupt(course, "the database was away, or its lock was not to be had")
