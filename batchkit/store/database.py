@@ -483,13 +483,19 @@ class HeldConnection:
 
     def _open(self) -> None:
         connection = self._database.connect()
+        try:
+            self._pipelining = self._database.dialect.pipelining(_driver(connection))
+        except self._database.driver_error as error:
+            # It has lain in the pool since the server was away.
+            connection.invalidate()
+            connection.close()
+            raise self._database.unavailable(error) from error
         connection.begin()
         event.listen(connection, "begin", self._on_begin)
         event.listen(connection, "commit", self._on_commit)
         event.listen(connection, "rollback", self._on_rollback)
         self._connection = connection
         self._driver = _driver(connection)
-        self._pipelining = self._database.dialect.pipelining(self._driver)
         self._torn = None
         self._is_guarded = True
         self.is_lost = False

@@ -127,8 +127,10 @@ class Pipelining:
         if driver not in self._may_prepare:
             (pid,) = driver.execute("SELECT pg_backend_pid()", prepare=False).fetchone() or (0,)
             self._may_prepare[driver] = pid == driver.info.backend_pid
-        self._usual[driver] = driver.prepare_threshold, driver.cursor_factory
-        driver.cursor_factory = self._cursor_like(driver.cursor_factory)
+        if driver not in self._usual:
+            # A function may have closed its connection, and nobody let go of it.
+            self._usual[driver] = driver.prepare_threshold, driver.cursor_factory
+            driver.cursor_factory = self._cursor_like(driver.cursor_factory)
         if self._may_prepare[driver] and driver.prepare_threshold is None:
             driver.prepare_threshold = _PREPARE_THRESHOLD
 
@@ -146,7 +148,8 @@ class Pipelining:
         """
         behind = [b"COMMIT"] if begins is None else _chained(begins)
         is_prepared = self._may_prepare.get(driver, False) and self._prepare(driver, statement)
-        pgconn, sent = driver.pgconn, [_written(value) for value in statement.values(values)]
+        pgconn, encoding = driver.pgconn, driver.info.encoding
+        sent = [_written(value, encoding) for value in statement.values(values)]
         with driver.lock:
             try:
                 pgconn.enter_pipeline_mode()
@@ -290,8 +293,9 @@ class Convoy:
         """Send what is there and let *execute* send the statement behind it; later ones go alone."""
         self._pipelining.leading(self._driver, None)
         from psycopg import Error, RawCursor  # noqa: PLC0415  an extra
+        from psycopg.rows import tuple_row  # noqa: PLC0415  an extra
 
-        moved, committed, settled = (RawCursor(self._driver) for _ in range(3))
+        moved, committed, settled = (RawCursor(self._driver, row_factory=tuple_row) for _ in range(3))
         commit, settings = _chained(self._begins)
         try:
             with self._driver.pipeline():
@@ -357,7 +361,7 @@ def _row(result: PGresult) -> tuple[str | None, ...]:
     return tuple(None if value is None else value.decode() for value in values)
 
 
-def _written(value: object) -> bytes | None:
+def _written(value: object, encoding: str) -> bytes | None:
     if value is None:
         return None
     text = str(value)
@@ -365,4 +369,4 @@ def _written(value: object) -> bytes | None:
         # It would end the text there.
         message = "PostgreSQL keeps no text with the character NUL"
         raise ValueError(message)
-    return text.encode()
+    return text.encode(encoding)

@@ -13,8 +13,10 @@ from sqlalchemy import Connection, Engine, create_engine, event, func, insert, s
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from batchkit import BatchKit, Chunk, RunState, batched, rows
+from batchkit.errors import DatabaseUnavailable
 from batchkit.queues import InlineQueue
-from batchkit.store import pipelining
+from batchkit.store import Database, HeldConnection, pipelining
+from tests.servers.postgres import PostgresServer
 from tests.slices.conftest import end_leases, ledger
 
 ITEMS = 40
@@ -257,3 +259,16 @@ def test_who_is_to_be_told_of_a_commit_is_told_before_the_next_read(kit: BatchKi
     over_items(work).start()
 
     assert [(number, number * CHUNK_SIZE) for number in range(1, ITEMS // CHUNK_SIZE + 1)] == seen
+
+
+def test_a_connection_that_died_in_the_pool_is_a_database_that_is_away(engine: Engine, postgres_server: PostgresServer):
+    # A user's engine that does not ask its connections whether they live.
+    with engine.connect() as connection:
+        connection.exec_driver_sql("SELECT 1")
+    with postgres_server.connect(str(engine.url.database)) as other:
+        other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+    with closing(Database(engine)) as database, closing(HeldConnection(database, "run")) as held:
+        with pytest.raises(DatabaseUnavailable):
+            held.begin(idle=60)
+        held.begin(idle=60)
+        assert 1 == held.connection.exec_driver_sql("SELECT 1").scalar_one()
