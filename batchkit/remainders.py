@@ -32,25 +32,24 @@ def weight(left: Source[Any], session: Session) -> int | None:
     return left.weigh(session) if isinstance(left, Weighed) else None
 
 
-def cuts(left: Source[Any], parts: int, session: Session) -> list[str]:
+def cuts(left: Source[Any], parts: int, session: Session, *, after: str | None) -> list[str]:
     """
-    Give the cursors, as JSON text, at which what is left is cut into at most *parts* ranges.
+    Give the cursors, as JSON text, at which what is left behind *after* is cut into at most *parts* ranges.
 
-    Each range is seen to have an item: so a source whose `split` forgets where it begins, and gives a cursor that was
-    passed, has nothing done twice by it. One that asks others is believed.
+    Each range is seen to have an item behind *after*: so a source whose `split` or `until` forgets where it begins, and
+    gives a cursor that was passed, has nothing done twice by it. One that asks others is believed.
     """
     if parts == 1 or not isinstance(left, Splittable):
         return []
     cursors = Cursors(left)
     found = list(left.split(parts, session))[: parts - 1]
     if not isinstance(left, Prefetching):
-        found = _with_items_between(left, found, session)
+        found = _with_items_between(left, found, session, before=cursors.read(after))
     return list(dict.fromkeys(cursors.write(cut) for cut in found))
 
 
-def _with_items_between(left: Source[Any], found: list[Any], session: Session) -> list[Any]:
+def _with_items_between(left: Source[Any], found: list[Any], session: Session, *, before: object) -> list[Any]:
     kept: list[Any] = []
-    before: Any = None
     for cut in found:
         if _ends(left) and _has_item(left.until(cut), before, session):
             kept.append(cut)

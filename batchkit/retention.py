@@ -38,9 +38,13 @@ class Retention:
         try:
             return self._removed(until=time.monotonic() + _BUDGET_SECONDS)
         except Exception as error:
-            if self._store.database.fault(error) is not Fault.TRANSIENT:
-                raise
-            _logger.warning("old runs are locked by somebody; a later sweep tries again", exc_info=True)
+            # Whatever it is, the sweep and what comes after it have nothing to do with it.
+            if self._store.database.fault(error) is Fault.TRANSIENT:
+                _logger.warning("old runs are locked by somebody; a later sweep tries again", exc_info=True)
+            else:
+                _logger.exception("old runs could not be removed; trying again", extra={"seconds": _REST_SECONDS})
+                self._after = ""
+                self._rests_until = time.monotonic() + _REST_SECONDS
             return Purged()
 
     def _removed(self, *, until: float) -> Purged:

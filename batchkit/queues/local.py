@@ -51,8 +51,9 @@ def work_until_stopped(
     while not stop.requested:
         try:
             if time.monotonic() - swept_at > _SWEEP_EVERY_SECONDS:
-                sweep()
+                # Before it: one that fails must not be all that is done from now on.
                 swept_at = time.monotonic()
+                sweep()
             if worker.work_next(queues=queues, stop=stop) is None:
                 stop.wait(_POLL_SECONDS)
             backoff = _POLL_SECONDS

@@ -83,7 +83,7 @@ class ChunkWork:
                 course.around.store.leases,
                 course.lease,
                 checkpoint,
-                goes_on=course.goes_on_at_once,
+                goes_on=course.goes_on_at_once and not items.asks_others,
                 read=items.reading_ahead(checkpoint),
             )
             with self._trials.blaming_items(read):

@@ -170,6 +170,10 @@ class Course:
         with suppress(Exception):
             transaction.rollback()
 
+    def chunk_took(self) -> float:
+        """Say how long the chunk has taken by now, in seconds."""
+        return time.perf_counter() - self._chunk_began
+
     def has_waited(self, seconds: float) -> None:
         """Take note that the next chunk has waited for its rate: that is no cost of its items."""
         self._waited = seconds

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -24,7 +23,7 @@ from batchkit.slicing.trials import Trials
 from batchkit.sources.base import NotFetched, Prefetching, ReadAtOnce, Source, Watched
 from batchkit.store import ChunkTransaction
 
-#: A read that takes longer could be cut short for a stop, and no round trip counts beside it.
+#: Beside a chunk that takes longer no round trip counts, and its size is to follow its time at once.
 _QUICK_SECONDS = 0.05
 
 _logger = logging.getLogger("batchkit")
@@ -64,8 +63,6 @@ class Items:
         self._by_connection = self._at_once if is_plain else None
         #: what was read with the COMMIT of the chunk before
         self._ahead: tuple[ChunkTransaction, Read] | None = None
-        #: how long the last read took
-        self._read_seconds = 0.0
         self._throttling = Throttling(course, trials)
 
     def keep_pace(self) -> None:
@@ -108,6 +105,11 @@ class Items:
             if course.around.stop.requested:
                 raise Stopped
 
+    @property
+    def asks_others(self) -> bool:
+        """Whether the source asks others than the database, before a transaction begins."""
+        return self._prefetching is not None
+
     def reading_ahead(self, checkpoint: Checkpoint) -> Callable[[], bool] | None:
         """
         Give what reads the items behind *checkpoint*, to be kept for the next `begin`; None where that is of no use.
@@ -115,14 +117,17 @@ class Items:
         It is called once the chunk before is worked and before it is committed, so nothing may be against going on.
         """
         course = self._course
-        is_worth_while = course.held.is_far and self._read_seconds < _QUICK_SECONDS
+        is_worth_while = course.held.is_far and course.chunk_took() < _QUICK_SECONDS
         if self._at_once is None or not is_worth_while or course.lease.suspicion is not None:
             return None
         lease = course.lease.moved(checkpoint)
 
         def read() -> bool:
-            transaction = self._course.open()
+            transaction = course.open()
             try:
+                # It may wait for a lock, and longer than the grace: whether it is committed then is for the next claim
+                # to find out.
+                course.cutter.chunk_begins()
                 self._ahead = transaction, self._read(transaction, lease)
             except Exception as error:
                 transaction.leave()
@@ -130,6 +135,8 @@ class Items:
                     raise
                 # The next chunk finds out what is wrong.
                 return False
+            finally:
+                course.cutter.chunk_ends()
             return True
 
         return read
@@ -150,14 +157,12 @@ class Items:
         reading = self._reading
         after = reading.cursors.read(lease.cursor)
         limit, source = self._course.isolation.limit, self._by_connection
-        began = time.perf_counter()
         pairs: Sequence[tuple[Any, Any]]
         if source is None:
             pairs = read_items(reading.source, after, limit=limit, session=transaction.session, lease=lease)
         else:
             limit = limit if lease.left is None else min(limit, lease.left)
             pairs = source.read_by(after, limit, transaction.connection) if limit > 0 else []
-        self._read_seconds = time.perf_counter() - began
         return Read(pairs, reading.cursors, lease)
 
     def chunk(self, read: Read, transaction: ChunkTransaction) -> Chunk[Any]:

@@ -16,6 +16,7 @@ from batchkit.slicing.outcome import Stopped
 from batchkit.slicing.trials import Trials
 from batchkit.sources.base import Source
 from batchkit.store import ChunkTransaction, Worked
+from batchkit.store.dialects import Fault
 
 R = TypeVar("R")
 
@@ -74,6 +75,9 @@ class Stealing:
         except Exception as error:
             if self._trials.is_interruption(error):
                 raise
+            if self._trials.fault(error) is Fault.TRANSIENT:
+                # The run's row was locked for too long, by others who give back or claim: it stays wanted.
+                return False
             # A commit whose reply was lost may still land. Giving back waits for it, and so does the next claim.
             raise Stopped("whether its range was cut is not known") from error
         if shorter.until == course.lease.until:
@@ -111,7 +115,7 @@ class Stealing:
             left = remainder(self.reading.whole, after=lease.cursor, until=lease.until)
             items = _items(left, transaction, done=lease.done)
             parts = min(1 + cuts_wanted, items, int(items / rate / _LEAST_SECONDS))
-            return cuts(left, parts, transaction.session) if parts > 1 else []
+            return cuts(left, parts, transaction.session, after=lease.cursor) if parts > 1 else []
 
         return [cut for cut in self._in_transaction(found) if cut not in (lease.cursor, lease.until)]
 

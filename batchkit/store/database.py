@@ -57,6 +57,7 @@ class Database:
         self.changes = Changes()
         self.schema = schema
         self.tables: Tables = tables(schema)
+        self.is_engine_ours = not isinstance(database, Engine)
         self.engine = database if isinstance(database, Engine) else _engine_for(database)
         self.dialect: Dialect = dialect_named(self.engine.dialect.name)
         self._is_checked = False
@@ -344,6 +345,16 @@ class HeldConnection:
         return self._pipelining is not None
 
     @property
+    def is_commit_sent(self) -> bool:
+        """Whether `commit` has nothing to send, and says what came of what `execute_and_commit` has sent."""
+        return self._committed is not None
+
+    @property
+    def may_chain(self) -> bool:
+        """Whether the next transaction may begin behind a COMMIT: a pooler would never have its connection back."""
+        return self._pipelining is not None and self._pipelining.is_direct(self._driver)
+
+    @property
     def is_far(self) -> bool:
         """Whether a round trip takes so long that it is worth while to have the next read travel with the COMMIT."""
         return self._pipelining is not None and self._pipelining.is_far(self._driver)
@@ -484,12 +495,15 @@ class HeldConnection:
     def _open(self) -> None:
         connection = self._database.connect()
         try:
-            self._pipelining = self._database.dialect.pipelining(_driver(connection))
-        except self._database.driver_error as error:
-            # It has lain in the pool since the server was away.
+            database = self._database
+            self._pipelining = database.dialect.pipelining(_driver(connection), is_ours=database.is_engine_ours)
+        except BaseException as error:
             connection.invalidate()
             connection.close()
-            raise self._database.unavailable(error) from error
+            if isinstance(error, self._database.driver_error):
+                # It has lain in the pool since the server was away.
+                raise self._database.unavailable(error) from error
+            raise
         connection.begin()
         event.listen(connection, "begin", self._on_begin)
         event.listen(connection, "commit", self._on_commit)

@@ -95,8 +95,12 @@ class Dialect(Protocol):
         """
         ...
 
-    def pipelining(self, driver: DriverConnection) -> Pipelining | None:
-        """Give what sends several statements in one round trip on *driver*, which is held; None where nothing can."""
+    def pipelining(self, driver: DriverConnection, *, is_ours: bool) -> Pipelining | None:
+        """
+        Give what sends several statements in one round trip on *driver*, which is held; None where nothing can.
+
+        *is_ours* says that its engine was made by `engine_options`.
+        """
         ...
 
     def restore(self, driver: DriverConnection) -> None:
@@ -180,11 +184,11 @@ class Postgres:
             settings += f"; SET LOCAL lock_timeout = {int(lock_wait * 1000)}"
         driver.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED; {settings}", prepare=False)
 
-    def pipelining(self, driver: DriverConnection) -> Pipelining | None:
+    def pipelining(self, driver: DriverConnection, *, is_ours: bool) -> Pipelining | None:
         """Use libpq's pipeline mode, where psycopg has it."""
         if not self._pipelining.fits(driver):
             return None
-        self._pipelining.hold(driver)
+        self._pipelining.hold(driver, is_ours=is_ours)
         return self._pipelining
 
     def restore(self, driver: DriverConnection) -> None:
@@ -299,7 +303,7 @@ class Sqlite:
         # The function's own statements wait for nothing: the lock is had.
         driver.execute(f"PRAGMA busy_timeout = {int(_SQLITE_BUSY_SECONDS * 1000)}")
 
-    def pipelining(self, driver: DriverConnection) -> None:
+    def pipelining(self, driver: DriverConnection, *, is_ours: bool) -> None:
         """Give nothing: there is no network."""
 
     def restore(self, driver: DriverConnection) -> None:
@@ -445,7 +449,7 @@ class MySql:
         driver.query("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         driver.query("START TRANSACTION")
 
-    def pipelining(self, driver: DriverConnection) -> None:
+    def pipelining(self, driver: DriverConnection, *, is_ours: bool) -> None:
         """Give nothing: the protocol of MySQL waits for each answer."""
 
     def restore(self, driver: DriverConnection) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 if TYPE_CHECKING:
     # An extra: only users of PostgreSQL have it.
     from psycopg import Connection as Driver
-    from psycopg import Error, RawCursor
+    from psycopg import RawCursor
     from psycopg.pq.abc import PGconn, PGresult
     from psycopg.waiting import Ready, Wait
 
@@ -117,12 +117,13 @@ class Pipelining:
             return False
         return isinstance(driver, psycopg.Connection) and psycopg.capabilities.has_pipeline()
 
-    def hold(self, driver: Driver) -> None:
+    def hold(self, driver: Driver, *, is_ours: bool) -> None:
         """
         Have statements prepared on a connection, where there is nobody between us and the server.
 
         A pooler, such as pgbouncer, gives each transaction another connection of the server's, on which what was
-        prepared before is not there. It has no process at the server, so it tells clients of another.
+        prepared before is not there. It has no process at the server, so it tells clients of another. What psycopg
+        prepares on a connection that is not *is_ours*, made as we make them, is for its owner to say.
         """
         if driver not in self._may_prepare:
             (pid,) = driver.execute("SELECT pg_backend_pid()", prepare=False).fetchone() or (0,)
@@ -131,7 +132,8 @@ class Pipelining:
             # A function may have closed its connection, and nobody let go of it.
             self._usual[driver] = driver.prepare_threshold, driver.cursor_factory
             driver.cursor_factory = self._cursor_like(driver.cursor_factory)
-        if self._may_prepare[driver] and driver.prepare_threshold is None:
+        self._drops.pop(driver, None)
+        if is_ours and self._may_prepare[driver] and driver.prepare_threshold is None:
             driver.prepare_threshold = _PREPARE_THRESHOLD
 
     def let_go(self, driver: Driver) -> None:
@@ -168,6 +170,10 @@ class Pipelining:
                 raise
         return self._trip(driver, results)
 
+    def is_direct(self, driver: Driver) -> bool:
+        """Whether nobody stands between us and the server, who would have the connection back behind each COMMIT."""
+        return self._may_prepare.get(driver, False)
+
     def took(self, driver: Driver, seconds: float) -> None:
         """Take note of how long a round trip has taken."""
         self._round_trip[driver] = min(seconds, self._round_trip.get(driver, seconds))
@@ -202,6 +208,12 @@ class Pipelining:
         else:
             self._convoys[driver] = convoy
 
+    def go(self, driver: Driver) -> None:
+        """Send the convoy of a connection, if there is one."""
+        convoy = self._convoys.get(driver)
+        if convoy is not None:
+            convoy.go()
+
     def _cursor_like(self, usual: type[Any]) -> type[Any]:
         """Make a kind of cursor that is as the *usual* one, and takes convoys along."""
         if usual in self._cursors:
@@ -219,6 +231,19 @@ class Pipelining:
                 if _DROPPING(self.statusmessage or ""):
                     pipelining.forget(driver)
                 return self
+
+            # These have no statement of their own in front of which it could be sent.
+            def executemany(self, *args: object, **options: object) -> object:
+                pipelining.go(self.connection)
+                return super().executemany(*args, **options)
+
+            def stream(self, *args: object, **options: object) -> object:
+                pipelining.go(self.connection)
+                return super().stream(*args, **options)
+
+            def copy(self, *args: object, **options: object) -> object:
+                pipelining.go(self.connection)
+                return super().copy(*args, **options)
 
         self._cursors[usual] = Leading
         return Leading
@@ -285,6 +310,7 @@ class Convoy:
 
     def go(self) -> Trip:
         """Say what came of the statement and its COMMIT; where nothing has taken them along, they are sent now."""
+        self._pipelining.leading(self._driver, None)
         if self.trip is None:
             self.trip = self._pipelining.send(self._driver, self._statement, self._values, begins=self._begins)
         return self.trip
@@ -292,7 +318,7 @@ class Convoy:
     def lead(self, execute: Callable[[], object]) -> None:
         """Send what is there and let *execute* send the statement behind it; later ones go alone."""
         self._pipelining.leading(self._driver, None)
-        from psycopg import Error, RawCursor  # noqa: PLC0415  an extra
+        from psycopg import RawCursor  # noqa: PLC0415  an extra
         from psycopg.rows import tuple_row  # noqa: PLC0415  an extra
 
         moved, committed, settled = (RawCursor(self._driver, row_factory=tuple_row) for _ in range(3))
@@ -303,14 +329,14 @@ class Convoy:
                 committed.execute(commit)
                 settled.execute(settings)
                 execute()
-        except Error as error:
+        except Exception as error:
             self.trip = self._judged(error, moved, committed)
             if self.trip.is_committed:
                 raise
             raise _NotCommitted from error
         self.trip = Trip(moved.fetchone())
 
-    def _judged(self, error: Error, moved: RawCursor, committed: RawCursor) -> Trip:
+    def _judged(self, error: Exception, moved: RawCursor, committed: RawCursor) -> Trip:
         row = moved.fetchone() if moved.pgresult is not None and moved.pgresult.ntuples else None
         if committed.statusmessage == "COMMIT":
             return Trip(row)

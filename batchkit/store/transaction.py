@@ -207,7 +207,7 @@ class ChunkTransaction:
         return Ahead() if self._is_joined else None
 
     def _ahead(self, read: Callable[[], bool] | None) -> Ahead | None:
-        if not (self._is_joined and self._is_told_to_nobody):
+        if not (self._is_joined and self._is_told_to_nobody and self._held.may_chain):
             return self._alone()
         return Ahead(begins=self._idle, read=read)
 

@@ -16,10 +16,11 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from batchkit.app import BatchKit
 from batchkit.delivery import MessageQueue
@@ -27,10 +28,13 @@ from batchkit.job import JOBS
 from batchkit.run import Run
 from batchkit.sizing import Adaptive
 from batchkit.stopping import Stop
-from batchkit.store.database import Database, HeldConnection
+from batchkit.store.database import Ahead, Database, HeldConnection
+from batchkit.store.pipelining import Numbered
 from batchkit.testing.errors import InvalidCrashTest
 from batchkit.testing.naming import function_named
 from batchkit.testing.snapshots import Snapshot, snapshot_of
+
+R = TypeVar("R")
 
 #: Of a job with adaptive chunks, which would do what a test has in one of them.
 _FEW_ITEMS = 5
@@ -153,17 +157,30 @@ def _cut(name: str, chunk_size: int | None) -> None:
 def _count_commits(kill: Kill | None) -> itertools.count[int]:
     """Count the commits that this process makes of chunks and of a run's end, and kill it at one of them."""
     numbers = itertools.count(1)
-    commit = HeldConnection.commit
+    commit, commit_ahead = HeldConnection.commit, HeldConnection.execute_and_commit
 
-    def commit_or_die(held: HeldConnection) -> None:
+    def or_die(send: Callable[[], R]) -> R:
         number = next(numbers)
         if kill == Kill(number, is_after=False):
             os.kill(os.getpid(), signal.SIGKILL)
-        commit(held)
+        sent = send()
         if kill == Kill(number, is_after=True):
             os.kill(os.getpid(), signal.SIGKILL)
+        return sent
+
+    def commit_or_die(held: HeldConnection) -> None:
+        if held.is_commit_sent:
+            commit(held)
+        else:
+            or_die(lambda: commit(held))
+
+    def commit_ahead_or_die(
+        held: HeldConnection, statement: Numbered, values: Mapping[str, object], ahead: Ahead
+    ) -> tuple[Any, ...] | None:
+        return or_die(lambda: commit_ahead(held, statement, values, ahead))
 
     HeldConnection.commit = commit_or_die  # type: ignore[assignment, method-assign]
+    HeldConnection.execute_and_commit = commit_ahead_or_die  # type: ignore[assignment, method-assign]
     return numbers
 
 

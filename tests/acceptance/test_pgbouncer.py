@@ -50,5 +50,7 @@ def test_statements_are_prepared_only_where_nobody_stands_between(postgres_url: 
             driver = held.connection.connection.driver_connection
             assert driver is not None
             assert threshold == driver.prepare_threshold
+            # Behind each COMMIT a pooler is to have its connection back.
+            assert (threshold is not None) is held.may_chain
             held.close()
             assert driver.prepare_threshold is None

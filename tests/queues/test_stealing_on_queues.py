@@ -35,7 +35,9 @@ def test_no_worker_does_much_more_than_the_others(bench: Bench, queue: str):
     by_worker = Counter(each for each in ledger.calls(bench.database) if each.startswith("worker"))
     ideal = bench.items / _WORKERS[queue]
     assert _WORKERS[queue] == len(by_worker)
-    assert max(by_worker.values()) <= 1.3 * ideal, (by_worker, run.partitions())
+    # Where nothing is cut it is 3.6 times as much. How soon they end is for benchmarks/stealing.py to say: here other
+    # tests have the processors as well.
+    assert max(by_worker.values()) <= 2 * ideal, (by_worker, run.partitions())
     # Undivided it would have been 180.
     assert max(each.done for each in run.partitions()) <= 1.3 * ideal
 

@@ -136,6 +136,8 @@ def _place(
     points, world = Points(), World(tmp_path / "effects")
     monkeypatch.setattr(HeldConnection, "begin", points.behind(HeldConnection.begin))
     monkeypatch.setattr(HeldConnection, "commit", points.before(points.behind(HeldConnection.commit)))
+    ahead = HeldConnection.execute_and_commit
+    monkeypatch.setattr(HeldConnection, "execute_and_commit", points.before(points.behind(ahead)))
     # In front of claims, plans and releases, and so behind those before them.
     monkeypatch.setattr(Database, "connect", points.before(Database.connect))
 

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import Column, ForeignKey, Table, create_engine, insert, select
 
 from batchkit import BatchKit, RunState, retention
 from batchkit.errors import InvalidPurge, RunNotFound
@@ -119,3 +120,24 @@ def test_many_sweeps_at_once_remove_each_run_once(make: Callable[..., BatchKit],
 def test_an_age_that_is_none_is_refused(sqlite_url: str, older_than: Any):
     with pytest.raises(InvalidPurge, match="purge_older_than"), closing(BatchKit(sqlite_url, queue=LocalQueue())):
         BatchKit(sqlite_url, queue=LocalQueue(), purge_older_than=older_than)
+
+
+def test_what_cannot_be_removed_is_in_nobodys_way(make: Callable[..., BatchKit], later: Later, database_url: str):
+    run = make(purge_older_than=MONTH).metadata.tables["batchkit_run"].c.id
+    works().start()
+    later.seconds = MONTH.total_seconds() + 1
+    engine = create_engine(database_url)
+    with engine.begin() as tx:
+        # Somebody's own table that holds on to runs.
+        theirs = Table("theirs", run.table.metadata, Column("run", run.type, ForeignKey(run)))
+        theirs.create(tx)
+        tx.execute(insert(theirs).from_select(["run"], select(run)))
+        theirs.metadata.remove(theirs)
+    engine.dispose()
+
+    other = make(purge_older_than=MONTH)
+    other.recover()
+    new = works().start()
+    other.recover()
+
+    assert RunState.SUCCEEDED == new.refresh().state

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Connection, Engine, create_engine, event, func, insert, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from batchkit import BatchKit, Chunk, RunState, batched, rows
+from batchkit import BatchKit, Chunk, RunState, batched, pages, rows
 from batchkit.errors import DatabaseUnavailable
 from batchkit.queues import InlineQueue
 from batchkit.store import Database, HeldConnection, pipelining
@@ -272,3 +272,22 @@ def test_a_connection_that_died_in_the_pool_is_a_database_that_is_away(engine: E
             held.begin(idle=60)
         held.begin(idle=60)
         assert 1 == held.connection.exec_driver_sql("SELECT 1").scalar_one()
+
+
+def test_no_transaction_is_open_while_a_source_asks_others(kit: BatchKit, engine: Engine):
+    open_then: list[int] = []
+
+    def fetch(page: int | None) -> tuple[list[int], int | None]:
+        with engine.connect() as connection:
+            asks = (
+                "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' AND pid <> pg_backend_pid()"
+            )
+            open_then.append(connection.exec_driver_sql(asks).scalar_one())
+        number = page or 0
+        return list(range(number * 5, number * 5 + 5)), number + 1 if number < 3 else None
+
+    made: Any = batched
+    run = made(pages(fetch), name="asks-others", chunk_size=5)(lambda chunk: None).start()
+
+    assert (RunState.SUCCEEDED, 20) == (run.state, run.progress.done)
+    assert [0] * 4 == open_then
