@@ -129,7 +129,9 @@ def test_what_cannot_be_removed_is_in_nobodys_way(make: Callable[..., BatchKit],
     engine = create_engine(database_url)
     with engine.begin() as tx:
         # Somebody's own table that holds on to runs.
-        theirs = Table("theirs", run.table.metadata, Column("run", run.type, ForeignKey(run)))
+        theirs = Table(
+            "theirs", run.table.metadata, Column("run", run.type, ForeignKey(run)), **run.table.dialect_kwargs
+        )
         theirs.create(tx)
         tx.execute(insert(theirs).from_select(["run"], select(run)))
         theirs.metadata.remove(theirs)
