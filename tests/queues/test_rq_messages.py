@@ -10,6 +10,7 @@ from redis import Redis
 from rq import Callback, Queue, Retry
 from rq.command import send_stop_job_command
 from rq.job import Dependency, Job, JobStatus
+from rq.registry import CanceledJobRegistry
 
 from batchkit import Run, RunState
 from tests.queues import ledger
@@ -351,6 +352,23 @@ def test_a_chunk_that_calls_a_job_does_not_stop_its_own(bench: Bench, queue: Que
     assert {RunState.SUCCEEDED} == {run.state for run in bench.kit.runs()}
     assert 2 == len(bench.kit.runs()), worker.log()
     assert {1: bench.items} == ledger.times(bench.database)
+
+
+def test_a_cancel_that_rq_has_written_over_is_heard_of(bench: Bench, queue: Queue):
+    """It came while the job went from one slice to the next: its status is another by now."""
+    bench.crew.rq()
+    job = _enqueue(queue, "short_slices", pause=0.1)
+    bench.wait_done(bench.run(), at_least=10)
+    CanceledJobRegistry(queue.name, connection=queue.connection).add(job, -1)
+    assert RunState.CANCELLED == bench.wait_end(bench.run())
+
+
+def test_a_job_that_was_cancelled_and_is_enqueued_anew_is_worked(bench: Bench, queue: Queue):
+    job = _enqueue(queue, "short_slices", pause=0.0)
+    job.cancel()
+    queue.enqueue_job(job)
+    bench.crew.rq()
+    assert RunState.SUCCEEDED == bench.wait_end(bench.run())
 
 
 def test_to_cancel_a_job_is_to_cancel_its_run(bench: Bench, queue: Queue):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rq import Queue, get_current_job
 from rq.exceptions import NoSuchJobError
 from rq.job import Job, JobStatus, Retry
+from rq.registry import CanceledJobRegistry
 
 from batchkit.delivery import Kit
 from batchkit.errors import InvalidQueue
@@ -99,6 +100,7 @@ class RQQueue:
         message = RQMessage(current, job, send=self._send)
         if message.is_of_the_job and not self._is_at_hand(current):
             self._at_hand = message
+            self._hear_of_cancel(current, message)
             horses.bury_former(current, self._attached)
             if message.survives_kills:
                 message.takes_turns()
@@ -113,6 +115,21 @@ class RQQueue:
         found = Job.fetch_many(job_ids, connection=self._connection, serializer=self._serializer)
         jobs = [job for job in found if job is not None]
         return horses.noted_among(self._connection, jobs) | {job.id for job in jobs if notes.notes_of(job)}
+
+    def _hear_of_cancel(self, job: Job, message: RQMessage) -> None:
+        """
+        Cancel the run of a job that was cancelled while it went from one slice to the next.
+
+        RQ then writes its next status over that of the cancel, and only its registry remembers.
+        """
+        registry = CanceledJobRegistry(job.origin, connection=self._connection, serializer=self._serializer)
+        if message.is_ours or job.id not in registry:
+            return
+        if notes.notes_of(job):
+            self._attached.cancel_message(message.key, message.run_id)
+        else:
+            # It was cancelled before it began, and somebody has enqueued it anew.
+            registry.remove(job)
 
     def is_at_work_here(self) -> bool:
         """Tell whether this process works an RQ job of the same Redis."""
