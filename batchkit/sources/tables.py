@@ -612,6 +612,11 @@ def _check_select(selected: object) -> None:
             f"the select has {' and '.join(present)}, but batchkit orders by the key and takes chunk after chunk; "
             f"leave it out (the direction is the key's: key=User.id.desc(), part of the rows is .where(...))"
         )
+    if selected._for_update_arg is not None:  # noqa: SLF001  the only way to ask
+        raise InvalidSource(
+            "the select locks its rows by with_for_update(), all of them when they are counted; leave that out and give "
+            "rows(..., for_update=True), which locks the rows of one chunk at a time"
+        )
 
 
 def _check_keys(keys: Sequence[_Key]) -> None:

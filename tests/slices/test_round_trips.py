@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -14,10 +15,13 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from batchkit import BatchKit, Chunk, RunState, batched, pages, rows
 from batchkit.errors import DatabaseUnavailable
-from batchkit.queues import InlineQueue
+from batchkit.queues import InlineQueue, LocalQueue
+from batchkit.slicing import Ending
+from batchkit.stopping import Stop
 from batchkit.store import Database, HeldConnection, pipelining
 from tests.servers.postgres import PostgresServer
 from tests.slices.conftest import end_leases, ledger
+from tests.waiting import eventually
 
 ITEMS = 40
 CHUNK_SIZE = 5
@@ -291,3 +295,31 @@ def test_no_transaction_is_open_while_a_source_asks_others(kit: BatchKit, engine
 
     assert (RunState.SUCCEEDED, 20) == (run.state, run.progress.done)
     assert [0] * 4 == open_then
+
+
+def test_a_read_ahead_that_waits_for_a_lock_is_cut_short_by_the_grace(
+    postgres_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pipelining, "FAR_SECONDS", 0.0)
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    with closing(BatchKit(postgres_url, queue=LocalQueue(), grace=2)) as kit, Stop() as stop, engine.connect() as other:
+        kit.migrate()
+        made: Any = batched
+        locking = rows(select(Item), key=Item.id, for_update=True)
+        run = made(locking, name="locking", chunk_size=CHUNK_SIZE)(lambda chunk: None).start()
+        other.execute(select(Item).where(Item.id == 12).with_for_update())
+
+        def stop_once_it_waits() -> None:
+            with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as asking:
+                eventually(lambda: asking.exec_driver_sql(waiting).scalar_one())
+            stop.request("SIGTERM")
+
+        with ThreadPoolExecutor(1) as pool:
+            stopped = pool.submit(stop_once_it_waits)
+            outcome = kit.work_run(run.id, stop=stop)
+            stopped.result()
+
+        # The lock is held to this day, and the chunks in front of it are done.
+        assert outcome is not None
+        assert Ending.INTERRUPTED is outcome.ending
+        assert (RunState.QUEUED, 2 * CHUNK_SIZE) == (run.refresh().state, run.progress.done)

@@ -379,6 +379,7 @@ def test_a_count_that_takes_mysql_too_long_is_the_planners_estimate(mysql_url: s
     [
         (lambda: rows("SELECT 1", key=User.id), "takes a select"),
         (lambda: rows(select(User).limit(5), key=User.id), "LIMIT"),
+        (lambda: rows(select(User).with_for_update(), key=User.id), "for_update=True"),
         (lambda: rows(select(User).offset(5), key=User.id), "OFFSET"),
         (lambda: rows(select(User).fetch(5), key=User.id), "FETCH"),
         (lambda: rows(select(User).order_by(User.name), key=User.id), "ORDER BY.*leave it out"),
