@@ -614,8 +614,8 @@ def _check_select(selected: object) -> None:
         )
     if selected._for_update_arg is not None:  # noqa: SLF001  the only way to ask
         raise InvalidSource(
-            "the select locks its rows by with_for_update(), all of them when they are counted; leave that out and give "
-            "rows(..., for_update=True), which locks the rows of one chunk at a time"
+            "the select locks its rows by with_for_update(), and all of them when they are counted; leave that out and "
+            "give rows(..., for_update=True), which locks the rows of one chunk at a time"
         )
 
 
