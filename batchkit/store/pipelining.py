@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -85,6 +86,24 @@ class Trip:
         return self.row is not None and self.not_committed is None
 
 
+@dataclass(slots=True)
+class _Wire:
+    """What is known of one connection, for as long as it is open."""
+
+    #: whether nobody stands between us and the server, so that statements may be prepared
+    is_direct: bool
+    #: what is to be taken back when it is let go of: its threshold, and its kind of cursor
+    usual: tuple[int | None, type[Any]] | None = None
+    #: how long a round trip has taken at the least, in seconds
+    round_trip: float = math.inf
+    #: the statements that are known to be prepared
+    prepared: set[bytes] = field(default_factory=set)
+    #: how often what was prepared was dropped, since it is held
+    drops: int = 0
+    #: what the next statement takes along
+    convoy: Convoy | None = None
+
+
 class Pipelining:
     """
     Sends statements together, on connections of psycopg in its autocommit mode.
@@ -94,18 +113,7 @@ class Pipelining:
     """
 
     def __init__(self) -> None:
-        #: how long a round trip on a connection has taken at the least, in seconds
-        self._round_trip: WeakKeyDictionary[Driver, float] = WeakKeyDictionary()
-        #: the connections that are asked once, and whether statements may be prepared on them
-        self._may_prepare: WeakKeyDictionary[Driver, bool] = WeakKeyDictionary()
-        #: what is to be taken back of those that are held: their threshold, and their kind of cursor
-        self._usual: WeakKeyDictionary[Driver, tuple[int | None, type[Any]]] = WeakKeyDictionary()
-        #: the statements that are known to be prepared on a connection
-        self._prepared: WeakKeyDictionary[Driver, set[bytes]] = WeakKeyDictionary()
-        #: how often what is prepared on a connection was dropped
-        self._drops: WeakKeyDictionary[Driver, int] = WeakKeyDictionary()
-        #: what the next statement on a connection takes along
-        self._convoys: WeakKeyDictionary[Driver, Convoy] = WeakKeyDictionary()
+        self._wires: WeakKeyDictionary[Driver, _Wire] = WeakKeyDictionary()
         self._cursors: dict[type[Any], type[Any]] = {}
 
     @staticmethod
@@ -125,22 +133,24 @@ class Pipelining:
         prepared before is not there. It has no process at the server, so it tells clients of another. What psycopg
         prepares on a connection that is not *is_ours*, made as we make them, is for its owner to say.
         """
-        if driver not in self._may_prepare:
+        wire = self._wires.get(driver)
+        if wire is None:
             (pid,) = driver.execute("SELECT pg_backend_pid()", prepare=False).fetchone() or (0,)
-            self._may_prepare[driver] = pid == driver.info.backend_pid
-        if driver not in self._usual:
-            # A function may have closed its connection, and nobody let go of it.
-            self._usual[driver] = driver.prepare_threshold, driver.cursor_factory
+            wire = self._wires[driver] = _Wire(is_direct=pid == driver.info.backend_pid)
+        if wire.usual is None:
+            # Else a function has closed its connection, and nobody let go of it.
+            wire.usual = driver.prepare_threshold, driver.cursor_factory
             driver.cursor_factory = self._cursor_like(driver.cursor_factory)
-        self._drops.pop(driver, None)
-        if is_ours and self._may_prepare[driver] and driver.prepare_threshold is None:
+        wire.drops = 0
+        if is_ours and wire.is_direct and driver.prepare_threshold is None:
             driver.prepare_threshold = _PREPARE_THRESHOLD
 
     def let_go(self, driver: Driver) -> None:
         """Take back what `hold` has changed."""
-        usual = self._usual.pop(driver, None)
-        if usual is not None:
-            driver.prepare_threshold, driver.cursor_factory = usual
+        wire = self._wires.get(driver)
+        if wire is not None and wire.usual is not None:
+            driver.prepare_threshold, driver.cursor_factory = wire.usual
+            wire.usual = None
 
     def send(self, driver: Driver, statement: Numbered, values: Mapping[str, object], *, begins: float | None) -> Trip:
         """
@@ -149,7 +159,7 @@ class Pipelining:
         With *begins*, a transaction is chained to it: with its isolation level, and with so many seconds to be idle.
         """
         behind = [b"COMMIT"] if begins is None else _chained(begins)
-        is_prepared = self._may_prepare.get(driver, False) and self._prepare(driver, statement)
+        is_prepared = self._prepare(driver, statement)
         pgconn, encoding = driver.pgconn, driver.info.encoding
         sent = [_written(value, encoding) for value in statement.values(values)]
         with driver.lock:
@@ -172,45 +182,45 @@ class Pipelining:
 
     def is_direct(self, driver: Driver) -> bool:
         """Whether nobody stands between us and the server, who would have the connection back behind each COMMIT."""
-        return self._may_prepare.get(driver, False)
+        return self._wires[driver].is_direct
 
     def took(self, driver: Driver, seconds: float) -> None:
         """Take note of how long a round trip has taken."""
-        self._round_trip[driver] = min(seconds, self._round_trip.get(driver, seconds))
+        wire = self._wires[driver]
+        wire.round_trip = min(wire.round_trip, seconds)
 
     def is_far(self, driver: Driver) -> bool:
         """Whether a round trip takes longer than what a `Convoy` costs."""
-        return self._round_trip.get(driver, 0.0) >= FAR_SECONDS
+        return FAR_SECONDS <= self._wires[driver].round_trip < math.inf
 
     def forget(self, driver: Driver) -> None:
         """Take note of a statement at which psycopg may drop all that is prepared, ours too."""
-        if self._prepared.pop(driver, None) is not None:
-            self._drops[driver] = self._drops.get(driver, 0) + 1
+        wire = self._wires[driver]
+        if wire.prepared:
+            wire.prepared.clear()
+            wire.drops += 1
 
     def _prepare(self, driver: Driver, statement: Numbered) -> bool:
-        if self._drops.get(driver, 0) > _MOST_DROPS:
+        wire = self._wires[driver]
+        if not wire.is_direct or wire.drops > _MOST_DROPS:
             return False
-        prepared = self._prepared.setdefault(driver, set())
-        if statement.name not in prepared:
+        if statement.name not in wire.prepared:
             name = statement.name.decode()
             known = driver.execute("SELECT 1 FROM pg_prepared_statements WHERE name = %s", [name], prepare=False)
             if known.fetchone() is None:
                 driver.execute(
                     b"PREPARE %b (%b) AS %b" % (statement.name, statement.type_names, statement.text), prepare=False
                 )
-            prepared.add(statement.name)
+            wire.prepared.add(statement.name)
         return True
 
     def leading(self, driver: Driver, convoy: Convoy | None) -> None:
         """Have the next statement on a connection take *convoy* along, or none any more."""
-        if convoy is None:
-            self._convoys.pop(driver, None)
-        else:
-            self._convoys[driver] = convoy
+        self._wires[driver].convoy = convoy
 
     def go(self, driver: Driver) -> None:
         """Send the convoy of a connection, if there is one."""
-        convoy = self._convoys.get(driver)
+        convoy = self._wires[driver].convoy
         if convoy is not None:
             convoy.go()
 
@@ -223,7 +233,7 @@ class Pipelining:
         class Leading(usual):  # type: ignore[misc]
             def execute(self, *args: object, **options: object) -> object:
                 driver = self.connection
-                convoy = pipelining._convoys.get(driver)
+                convoy = pipelining._wires[driver].convoy
                 if convoy is None:
                     super().execute(*args, **options)
                 else:
@@ -263,7 +273,7 @@ class Pipelining:
         """Say what *error* means, after the statement has brought *row* back, or none."""
         state = getattr(error, "sqlstate", None)
         if state in PREPARED_IN_VAIN:
-            self._may_prepare[driver] = False
+            self._wires[driver].is_direct = False
             driver.prepare_threshold = None
         if row is not None:
             return Trip(row, not_committed=error)
