@@ -96,18 +96,8 @@ class OneMoment(Moment):
 
 @compiles(OneMoment, "postgresql")
 def _one_on_postgresql(element: OneMoment, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401
-    # clock_timestamp() is another moment for each row, and no index can find what is before that.
+    # clock_timestamp() is another moment for each row, and no index can find what is before that. Elsewhere it is none.
     return f"(SELECT {_on_postgresql(element, compiler, **options)})"
-
-
-@compiles(OneMoment, "sqlite")
-def _one_on_sqlite(element: OneMoment, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401
-    return _on_sqlite(element, compiler, **options)
-
-
-@compiles(OneMoment, *_MYSQL)
-def _one_on_mysql(element: OneMoment, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401
-    return _on_mysql(element, compiler, **options)
 
 
 class Later(FunctionElement[datetime]):
