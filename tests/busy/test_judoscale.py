@@ -282,6 +282,28 @@ def test_the_stock_count_is_reported_where_the_store_cannot_be_read():
     assert {("batch", "busy"): 2, ("batch", "qd"): 7} == counted(Stock(("mail", "batch"), ("count", "batch")), None)
 
 
+def test_no_child_is_forked_with_a_lock_that_the_adapter_has():
+    lock, is_locked, may_end = threading.Lock(), threading.Event(), threading.Event()
+
+    class Locking(Stock):
+        def collect(self) -> list[Reported]:
+            with lock:
+                is_locked.set()
+                may_end.wait(1)
+            return []
+
+    thread = threading.Thread(target=BusyCollector(Locking(), None).collect)
+    thread.start()
+    assert is_locked.wait(10)
+    # As soon as the fork waits, or has gone by without that.
+    threading.Timer(0.1, may_end.set).start()
+    child = os.fork()
+    if not child:
+        os._exit(0 if lock.acquire(blocking=False) else 1)
+    assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), "the child waits for a thread that it has not"
+    thread.join()
+
+
 def test_protected_slices_are_reported_in_the_queue_that_celery_has_for_them():
     busy = busy_with(("count", "default", False), ("export", "default", False), ("crawl", "slow", False))
     found = counted(Stock(), busy, export="exports")

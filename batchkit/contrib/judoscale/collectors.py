@@ -12,6 +12,7 @@ from batchkit.busy import Busy
 from batchkit.contrib.judoscale import adapter
 from batchkit.contrib.judoscale.counting import Counted, Counting, CountingCelery, CountingRQ
 from batchkit.errors import InvalidHook
+from batchkit.forking import ForkGuard
 from batchkit.queues import CeleryQueue, RQQueue
 
 _logger = logging.getLogger("batchkit")
@@ -61,6 +62,9 @@ class BusyCollector:
         self._counting = counting
         # The timer's thread and ours would use the same connections at the same time.
         self._lock = threading.Lock()
+        # The adapter's thread is there before Celery forks its children. One that is forked while the thread has the
+        # lock of Redis' connections waits for ever to be free of them, and every task that it is given with it.
+        self._forks = ForkGuard()
 
     @property
     def should_collect(self) -> bool:
@@ -79,7 +83,7 @@ class BusyCollector:
 
     def collect(self) -> list[Any]:
         """Give the metrics of this moment."""
-        with self._lock:
+        with self._lock, self._forks.at_work():
             if self._counting is None or not self.should_collect:
                 stock: list[Any] = self._stock.collect()
                 return stock
