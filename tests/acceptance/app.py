@@ -14,10 +14,10 @@ from collections.abc import Iterator
 
 from sqlalchemy import Column, Integer, MetaData, Table, create_engine, func, insert, select, update
 
-from batchkit import BatchKit, Chunk, Steps, batched, resumable, rows
+from batchkit import BatchKit, Chunk, Source, Steps, batched, resumable, rows
 from batchkit.model import Lease
 from batchkit.stopping import Stop, stopped_by_signals
-from tests.acceptance import origins
+from tests.acceptance import gate, origins
 
 LEASE_SECONDS = 1.0
 CHUNK_SIZE = 10
@@ -31,9 +31,15 @@ STOPS_BETWEEN_CHUNKS = "stops-between-chunks"
 _fault = ""
 
 
-@batched(rows(select(item.c.id), key=item.c.id), name="count-items", chunk_size=CHUNK_SIZE, lease=LEASE_SECONDS)
-def count_items(chunk: Chunk[int]) -> None:
-    """Count each item of the chunk as done once more."""
+def _items(folder: str = "") -> Source[int]:
+    return rows(select(item.c.id), key=item.c.id)
+
+
+@batched(_items, name="count-items", chunk_size=CHUNK_SIZE, lease=LEASE_SECONDS)
+def count_items(chunk: Chunk[int], folder: str = "") -> None:
+    """Count each item of the chunk as done once more, no further than a gate in the folder allows."""
+    if folder:
+        gate.wait(folder, chunk[-1])
     chunk.connection.execute(update(item).where(item.c.id.in_(list(chunk))).values(times=item.c.times + 1))
     time.sleep(0.002)  # work that takes its time, so that kills fall into it
     if _fault == STOPS_IN_CHUNK and chunk.number == 5:
@@ -44,16 +50,18 @@ def count_items(chunk: Chunk[int]) -> None:
 def count_from_source(chunk: Chunk[object], kind: str, place: str) -> None:
     """Count each number that the source gives as done once more."""
     numbers = [origins.number_of(each) for each in chunk]
+    gate.wait(origins.folder_of(place), numbers[-1])
     chunk.connection.execute(update(item).where(item.c.id.in_(numbers)).values(times=item.c.times + 1))
     time.sleep(0.01)  # work that takes its time, so that kills fall into it
 
 
 @resumable(name="count-in-steps", lease=LEASE_SECONDS)
-def count_in_steps(steps: Steps[int], items: int) -> Iterator[int]:
+def count_in_steps(steps: Steps[int], items: int, folder: str) -> Iterator[int]:
     """Count each item as done once more, ten of them a step, the last ones behind the last yield."""
     done = steps.cursor or 0
     while True:
         until = min(done + CHUNK_SIZE, items)
+        gate.wait(folder, until)
         chosen = item.c.id.between(done + 1, until)
         steps.connection.execute(update(item).where(chosen).values(times=item.c.times + 1))
         steps.count(until - done)

@@ -99,6 +99,11 @@ def numbers(kind: str, place: str) -> Source[Any]:
     return KINDS[kind](folder, server)
 
 
+def folder_of(place: str) -> str:
+    """Give the folder of a place that `origin` gave."""
+    return place.partition("|")[0]
+
+
 def number_of(given: Any) -> int:
     """Give the number that an item of any of them stands for."""
     inner = given[1] if isinstance(given, tuple) else given

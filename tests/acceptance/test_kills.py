@@ -6,13 +6,16 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from sqlalchemy import make_url
 
-from batchkit import BatchKit, Run, RunState
+from batchkit import Run, RunState
 from tests.acceptance import app, origins
+from tests.acceptance.gate import Gate
 from tests.acceptance.workers import Worker, crew
 from tests.servers.mariadb import MariaDbServer
 from tests.servers.postgres import PostgresServer
@@ -20,7 +23,7 @@ from tests.waiting import eventually
 
 _KILLS = 50
 _FEWER_KILLS = 15
-# Several times what is done between two kills, so that the run outlasts them.
+# Several times what is done until a kill falls, so that most kills fall into work and not at the gate.
 _ITEMS_FOR_A_KILL = 500
 _KILLS_OF_RESUMABLES = 8
 _KILLS_OF_A_SOURCE = 2
@@ -44,6 +47,38 @@ def _holder(run: Run, workers: list[Worker]) -> Worker | None:
             pid = int(partition.worker.rsplit(":", 1)[1])
             return next((worker for worker in workers if worker.pid == pid and worker.is_alive), None)
     return None
+
+
+def _held(run: Run, workers: list[Worker]) -> Worker:
+    found = eventually(
+        lambda: _holder(run, workers), within=60, message=lambda: f"nobody holds {run}: {workers[-1].log()}"
+    )
+    assert found is not None
+    return found
+
+
+def _kill(
+    run: Run,
+    workers: list[Worker],
+    *,
+    kills: int,
+    gate: Gate,
+    chance: random.Random,
+    start: Callable[[], Worker] | None = None,
+    every_third_asked: bool = False,
+) -> None:
+    """Kill whoever works, at random moments, so often; ask every third to stop instead, and start another for each."""
+    done = 0
+    for number in range(1, kills + 1):
+        done = _moved(run, beyond=done, workers=workers)
+        time.sleep(chance.uniform(0, 0.05))  # not to wait for anything: the kill is to fall at any moment
+        holder = _held(run, workers)
+        holder.signal(signal.SIGTERM if every_third_asked and number % 3 == 0 else signal.SIGKILL)
+        gate.open(after_kills=number)
+        holder.wait()
+        workers.remove(holder)
+        if start is not None:
+            workers.append(start())
 
 
 def _check(run: Run, url: str, *, items: int, workers: list[Worker]) -> None:
@@ -71,26 +106,13 @@ def test_every_item_is_done_once_though_one_worker_after_another_is_killed_at_ra
     items = wanted * _ITEMS_FOR_A_KILL
     seed = random.randrange(1 << 32)
     chance = random.Random(seed)
-    kit = app.prepare(database_url, items=items)
-    with crew(database_url, tmp_path) as start:
-        run = app.count_items.start()
+    gate = Gate(tmp_path, items=items, kills=wanted)
+    with closing(app.prepare(database_url, items=items)), crew(database_url, tmp_path) as start:
+        run = app.count_items.start(str(tmp_path))
         workers = [start(), start()]
-        done = kills = 0
-        while kills < wanted and not run.refresh().has_ended:
-            done = _moved(run, beyond=done, workers=workers)
-            time.sleep(chance.uniform(0, 0.05))  # not to wait for anything: the kill is to fall at any moment
-            holder = _holder(run, workers)
-            if holder is None:
-                continue
-            holder.signal(signal.SIGKILL)
-            holder.wait()
-            kills += 1
-            workers.remove(holder)
-            workers.append(start())
-        assert wanted == kills, f"seed {seed}: {run}"
+        _kill(run, workers, kills=wanted, gate=gate, chance=chance, start=start)
         _check(run, database_url, items=items, workers=workers)
         assert run.progress.interruptions >= wanted, f"seed {seed}"
-    kit.close()
 
 
 @pytest.mark.timeout(300)
@@ -100,24 +122,11 @@ def test_every_step_of_a_resumable_is_done_once_though_its_workers_are_killed_at
     items = 6_000
     seed = random.randrange(1 << 32)
     chance = random.Random(seed)
-    kit = app.prepare(database_url, items=items)
-    with crew(database_url, tmp_path) as start:
-        run = app.count_in_steps.start(items)
+    gate = Gate(tmp_path, items=items, kills=_KILLS_OF_RESUMABLES)
+    with closing(app.prepare(database_url, items=items)), crew(database_url, tmp_path) as start:
+        run = app.count_in_steps.start(items, str(tmp_path))
         workers = [start(), start()]
-        done = kills = 0
-        while kills < _KILLS_OF_RESUMABLES and not run.refresh().has_ended:
-            done = _moved(run, beyond=done, workers=workers)
-            time.sleep(chance.uniform(0, 0.05))  # not to wait for anything: the kill is to fall at any moment
-            holder = _holder(run, workers)
-            if holder is None:
-                continue
-            # Every third is asked to stop, and goes at its next yield.
-            holder.signal(signal.SIGTERM if kills % 3 == 2 else signal.SIGKILL)
-            holder.wait()
-            kills += 1
-            workers.remove(holder)
-            workers.append(start())
-        assert _KILLS_OF_RESUMABLES == kills, f"seed {seed}: {run}"
+        _kill(run, workers, kills=_KILLS_OF_RESUMABLES, gate=gate, chance=chance, start=start, every_third_asked=True)
         eventually(
             lambda: run.refresh().has_ended,
             within=120,
@@ -126,7 +135,6 @@ def test_every_step_of_a_resumable_is_done_once_though_its_workers_are_killed_at
         assert (RunState.SUCCEEDED, items) == (run.state, run.progress.done), f"seed {seed}: {run.error}"
         assert {1: items} == app.times(database_url), f"seed {seed}"
         assert run.progress.interruptions >= _KILLS_OF_RESUMABLES, f"seed {seed}"
-    kit.close()
 
 
 @pytest.mark.timeout(120)
@@ -136,23 +144,16 @@ def test_every_item_of_each_kind_of_source_is_done_once_though_its_workers_are_k
 ):
     seed = random.randrange(1 << 32)
     chance = random.Random(seed)
-    kit = app.prepare(postgres_url, items=origins.ITEMS)
-    with origins.origin(tmp_path) as place, crew(postgres_url, tmp_path) as start:
+    gate = Gate(tmp_path, items=origins.ITEMS, kills=_KILLS_OF_A_SOURCE)
+    with (
+        closing(app.prepare(postgres_url, items=origins.ITEMS)),
+        origins.origin(tmp_path) as place,
+        crew(postgres_url, tmp_path) as start,
+    ):
         run = app.count_from_source.start(kind, place)
         # One more than are killed: none has to be started anew meanwhile.
         workers = [start() for _ in range(_KILLS_OF_A_SOURCE + 1)]
-        done = kills = 0
-        while kills < _KILLS_OF_A_SOURCE and not run.refresh().has_ended:
-            done = _moved(run, beyond=done, workers=workers)
-            time.sleep(chance.uniform(0, 0.1))  # not to wait for anything: the kill is to fall at any moment
-            holder = _holder(run, workers)
-            if holder is None:
-                continue
-            holder.signal(signal.SIGKILL)
-            holder.wait()
-            kills += 1
-            workers.remove(holder)
-        assert _KILLS_OF_A_SOURCE == kills, f"seed {seed}: {run}"
+        _kill(run, workers, kills=_KILLS_OF_A_SOURCE, gate=gate, chance=chance)
         eventually(
             lambda: run.refresh().has_ended,
             within=60,
@@ -162,7 +163,6 @@ def test_every_item_of_each_kind_of_source_is_done_once_though_its_workers_are_k
         assert (RunState.SUCCEEDED, origins.ITEMS, 0) == (run.state, progress.done, progress.failed), run.error
         assert {1: origins.ITEMS} == app.times(postgres_url), f"seed {seed}"
         assert progress.interruptions >= _KILLS_OF_A_SOURCE, f"seed {seed}"
-    kit.close()
 
 
 @pytest.mark.timeout(180)
@@ -180,8 +180,7 @@ def test_a_worker_stopped_past_its_lease_in_a_chunk_loses_its_locks_and_its_chun
 
 def _stop_and_go_on(url: str, folder: Path, fault: str) -> None:
     items = 3_000
-    kit = app.prepare(url, items=items)
-    with crew(url, folder) as start:
+    with closing(app.prepare(url, items=items)), crew(url, folder) as start:
         run = app.count_items.start()
         sleeper = start(fault)
         sleeper.wait_until_stopped()
@@ -194,7 +193,6 @@ def _stop_and_go_on(url: str, folder: Path, fault: str) -> None:
         sleeper.signal(signal.SIGCONT)
         _check(run, url, items=items, workers=[second, sleeper])
         assert any("taken over" in change.reason or "ran out" in change.reason for change in run.history())
-    kit.close()
 
 
 @pytest.mark.timeout(180)
@@ -203,8 +201,7 @@ def test_a_signal_ends_a_worker_after_the_chunk_in_flight_and_fails_nothing(
     database_url: str, tmp_path: Path, number: signal.Signals
 ):
     items = 3_000
-    kit = app.prepare(database_url, items=items)
-    with crew(database_url, tmp_path) as start:
+    with closing(app.prepare(database_url, items=items)), crew(database_url, tmp_path) as start:
         run = app.count_items.start()
         worker = start()
         _moved(run, beyond=100, workers=[worker])
@@ -215,7 +212,6 @@ def test_a_signal_ends_a_worker_after_the_chunk_in_flight_and_fails_nothing(
         second = start()
         _check(run, database_url, items=items, workers=[second])
         assert 1 == run.progress.interruptions
-    kit.close()
 
 
 @pytest.mark.timeout(180)
@@ -223,8 +219,7 @@ def test_a_database_that_restarts_in_the_middle_of_a_run_loses_and_doubles_nothi
     server: PostgresServer | MariaDbServer, server_url: str, tmp_path: Path
 ):
     items = 6_000
-    kit = app.prepare(server_url, items=items)
-    with crew(server_url, tmp_path) as start:
+    with closing(app.prepare(server_url, items=items)), crew(server_url, tmp_path) as start:
         run = app.count_items.start()
         workers = [start(), start()]
         done = 0
@@ -233,7 +228,6 @@ def test_a_database_that_restarts_in_the_middle_of_a_run_loses_and_doubles_nothi
             server.restart(immediate=immediate)
         _check(run, server_url, items=items, workers=workers)
         assert all(worker.is_alive for worker in workers)
-    kit.close()
 
 
 @pytest.mark.timeout(180)
@@ -242,8 +236,7 @@ def test_connections_that_are_cut_again_and_again_lose_and_double_nothing(
 ):
     items = 6_000
     name = str(make_url(server_url).database)
-    kit = app.prepare(server_url, items=items)
-    with crew(server_url, tmp_path) as start:
+    with closing(app.prepare(server_url, items=items)), crew(server_url, tmp_path) as start:
         run = app.count_items.start()
         workers = [start()]
         done = 0
@@ -253,13 +246,11 @@ def test_connections_that_are_cut_again_and_again_lose_and_double_nothing(
             done = _moved(run, beyond=done, workers=workers)
             server.disconnect(name)
         _check(run, server_url, items=items, workers=workers)
-    kit.close()
 
 
 @pytest.mark.timeout(60)
 def test_a_pause_gets_through_while_a_run_works_at_full_speed(database_url: str, tmp_path: Path):
-    kit: BatchKit = app.prepare(database_url, items=20_000)
-    with crew(database_url, tmp_path) as start:
+    with closing(app.prepare(database_url, items=20_000)), crew(database_url, tmp_path) as start:
         run = app.count_items.start()
         worker = start()
         _moved(run, beyond=50, workers=[worker])
@@ -269,4 +260,3 @@ def test_a_pause_gets_through_while_a_run_works_at_full_speed(database_url: str,
         assert {1: paused_at, 0: 20_000 - paused_at} == app.times(database_url)
         run.cancel()
         assert RunState.CANCELLED == run.state
-    kit.close()
