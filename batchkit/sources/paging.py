@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import inspect
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 K = TypeVar("K")
+R = TypeVar("R")
 
 _logger = logging.getLogger("batchkit")
 
@@ -31,13 +35,19 @@ _MANY_EMPTY = 100
 _SHOWN = 80
 
 
-def pages(fetch: Callable[[K | None], tuple[Iterable[T], K | None]]) -> Source[T]:
+def pages(fetch: Callable[[K | None], tuple[Iterable[T], K | None]], *, ahead: bool = False) -> Source[T]:
     """
     Take the items of an API page after page: `fetch(token)` gives a page's items and the next page's token, or None.
 
     The first page has the token None. A page is fetched before its chunk's transaction begins, and a chunk takes items
     of one page. A run that goes on in the middle of a page fetches it again, so a token must give the same items each
     time.
+
+    Args:
+        fetch: it is called for one page at a time.
+        ahead: fetch the next page in a thread while the items of this one are worked, so that the API's time is not
+            added to theirs. `fetch` must bear to be called in another thread than the job's function; where a slice
+            ends, a page may have been fetched in vain.
 
     Raises:
         InvalidSource: `fetch` is no function. In a run: it gives something else, a token comes again, or a page has
@@ -46,7 +56,7 @@ def pages(fetch: Callable[[K | None], tuple[Iterable[T], K | None]]) -> Source[T
     given: object = fetch
     if not callable(given) or inspect.iscoroutinefunction(given):
         raise InvalidSource(f"pages() takes a plain function of a token that gives (items, next token): got {given!r}")
-    return _Pages(fetch)
+    return _Pages(fetch, is_ahead=ahead)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +69,12 @@ class _Page(Generic[T]):
 class _Pages(Generic[T]):
     """Items by the token of their page and their index in it."""
 
-    def __init__(self, fetch: Callable[[Any], tuple[Iterable[T], Any]], *, begin: Any = None) -> None:  # noqa: ANN401
+    def __init__(self, fetch: Callable[[Any], tuple[Iterable[T], Any]], *, is_ahead: bool, begin: Any = None) -> None:  # noqa: ANN401
         self._fetch = fetch
+        self._is_ahead = is_ahead
         self._begin = begin
+        #: the token of the page that is being fetched meanwhile, and what comes of it
+        self._coming: tuple[Any, Future[tuple[list[T], Any]]] | None = None
         self._page: _Page[T] | None = None
         #: the cursor that was asked for last, and where the first item behind it stands in the page that is kept
         self._asked: tuple[Any, int] | None = None
@@ -69,8 +82,10 @@ class _Pages(Generic[T]):
         self._walked: deque[str] = deque(maxlen=_REMEMBERED)
 
     def prefetch(self, after: Any, limit: int) -> None:  # noqa: ANN401, ARG002
-        """Fetch the page with the first item behind *after*."""
-        self._find(after)
+        """Fetch the page with the first item behind *after*, and begin with the one behind that if it is wanted."""
+        page, _ = self._find(after)
+        if self._is_ahead and page.next is not None and self._coming is None:
+            self._coming = page.next, _in_thread(lambda: self._fetched(page.next))
 
     def read(self, after: Any, limit: int, session: Session) -> list[tuple[T, list[Any]]]:  # noqa: ANN401, ARG002
         """Give the items behind *after*, up to the end of their page."""
@@ -81,11 +96,11 @@ class _Pages(Generic[T]):
     def behind(self, after: Any) -> Source[T]:  # noqa: ANN401
         """Give the same items without those up to the one at *after*."""
         _checked(after)
-        return _Pages(self._fetch, begin=after)
+        return _Pages(self._fetch, is_ahead=self._is_ahead, begin=after)
 
     def anew(self) -> Source[T]:
         """Give the same source without the page that is kept."""
-        return _Pages(self._fetch, begin=self._begin)
+        return _Pages(self._fetch, is_ahead=self._is_ahead, begin=self._begin)
 
     def identity(self) -> dict[str, Json]:
         """Say that cursors are tokens and indexes."""
@@ -131,6 +146,22 @@ class _Pages(Generic[T]):
         return self._load(page.token)
 
     def _load(self, token: Any) -> _Page[T]:  # noqa: ANN401
+        coming, self._coming = self._coming, None
+        if coming is not None and coming[0] == token:
+            items, following = coming[1].result()
+        else:
+            items, following = self._fetched(token)
+        self._walked.append(dumps(token, where="the token of a page"))
+        if following is not None and dumps(following, where="the token of a page") in self._walked:
+            raise InvalidSource(
+                f"fetch({_shown(token)}) gave {_shown(following)} as the token of the next page, which it was called "
+                f"with before, so it would go round for ever; return None where there is no next page"
+            )
+        page = _Page(token, Kept(items), following)
+        self._page, self._asked = page, None
+        return page
+
+    def _fetched(self, token: Any) -> tuple[list[T], Any]:  # noqa: ANN401
         fetched: object = self._fetch(token)
         if not isinstance(fetched, tuple) or len(fetched) != 2:  # noqa: PLR2004  items and token
             raise InvalidSource(
@@ -143,15 +174,22 @@ class _Pages(Generic[T]):
                 f"fetch({_shown(token)}) gave an empty text as the token of the next page; return None at the end: "
                 f"return items, token or None"
             )
-        self._walked.append(dumps(token, where="the token of a page"))
-        if following is not None and dumps(following, where="the token of a page") in self._walked:
-            raise InvalidSource(
-                f"fetch({_shown(token)}) gave {_shown(following)} as the token of the next page, which it was called "
-                f"with before, so it would go round for ever; return None where there is no next page"
-            )
-        page = _Page(token, Kept(list(items)), following)
-        self._page, self._asked = page, None
-        return page
+        return list(items), following
+
+
+def _in_thread(call: Callable[[], R]) -> Future[R]:
+    """Call it in a thread that keeps no process from ending, with what the context of this one says."""
+    future: Future[R] = Future()
+    context = copy_context()
+
+    def run() -> None:
+        try:
+            future.set_result(context.run(call))
+        except BaseException as error:  # noqa: BLE001  for who waits for it
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="batchkit-fetch", daemon=True).start()
+    return future
 
 
 def _checked(after: Any) -> tuple[Any, int]:  # noqa: ANN401

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,30 @@ def test_a_fetch_that_fails_is_tried_again_as_the_policy_says_and_fails_no_item(
     assert (RunState.SUCCEEDED, 50) == (run.refresh().state, run.progress.done)
 
 
-@pytest.mark.parametrize("source", [lambda: pages(_fetch), lambda: stream(lambda: range(50))])
+def test_the_next_page_is_fetched_while_this_one_is_worked(kit: BatchKit, done: Ledger):
+    asked = {token: threading.Event() for token in (None, 10, 20, 30, 40)}
+    failures = iter([True])
+
+    def fetch(token: int | None) -> tuple[list[int], int | None]:
+        asked[token].set()
+        if token == 20 and next(failures, False):
+            raise ConnectionError
+        return _fetch(token)
+
+    def work(chunk: Chunk[int]) -> None:
+        following = asked.get(chunk[-1] + 1)
+        assert following is None or following.wait(20), "nobody asks for the next page"
+        write(chunk)
+
+    source = lambda: pages(fetch, ahead=True)  # noqa: E731  as those below
+    run = job(source, work, chunk_size=10, retry=Retrying(stop=stop_after_attempt(2))).start()
+    assert (RunState.SUCCEEDED, 50, 0, 1) == (run.state, run.progress.done, run.progress.failed, run.retries), run.error
+    assert list(range(50)) == done.items()
+
+
+@pytest.mark.parametrize(
+    "source", [lambda: pages(_fetch), lambda: pages(_fetch, ahead=True), lambda: stream(lambda: range(50))]
+)
 def test_an_item_that_fails_is_found_in_what_was_fetched(kit: BatchKit, done: Ledger, source: Any):
     def work(chunk: Chunk[int]) -> None:
         write(chunk)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, cast
 
 import pytest
@@ -16,6 +17,7 @@ from batchkit import pages
 from batchkit.errors import InvalidSource, NotSerializable
 from batchkit.planning import Cursors
 from batchkit.sources import Continued, Prefetching, Stateful
+from tests.waiting import eventually
 
 NO_SESSION = cast("Session", None)
 
@@ -165,6 +167,86 @@ def test_a_fetch_that_raises_loses_nothing():
         source.read([None, 1], 5, NO_SESSION)
     broken[0] = False
     assert [2, 3] == [item for item, _ in source.read([None, 1], 5, NO_SESSION)]
+
+
+class SlowApi(Api):
+    """An API that answers when it is told to, and knows who asked."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.may_answer = threading.Semaphore(0)
+        self.asked_by: list[str] = []
+        self.said: list[str] = []
+
+    def fetch(self, token: str | None) -> tuple[list[Any], str | None]:
+        self.asked_by.append(threading.current_thread().name)
+        self.said.append(_said.get())
+        assert self.may_answer.acquire(timeout=30)
+        return super().fetch(token)
+
+
+_said: ContextVar[str] = ContextVar("_said", default="nothing")
+
+
+def test_the_next_page_is_fetched_while_the_items_of_this_one_are_worked():
+    api = SlowApi(2, 2, 2)
+    source: Any = pages(api.fetch, ahead=True)
+    api.may_answer.release()
+    _said.set("what the slice says")
+    source.prefetch(None, 1)
+    eventually(lambda: len(api.asked_by) == 2, message="the next page is not asked for")
+    # The job is at work on these meanwhile; nothing more is asked for.
+    assert [0, 1] == [item for after in (None, [None, 0]) for item, _ in source.read(after, 1, NO_SESSION)]
+    source.prefetch([None, 0], 1)
+    assert 2 == len(api.asked_by)
+    api.may_answer.release(2)
+    source.prefetch([None, 1], 1)
+    assert [2] == [item for item, _ in source.read([None, 1], 1, NO_SESSION)]
+    eventually(lambda: len(api.asked) == 3)
+    assert [None, "page-1", "page-2"] == api.asked
+    assert [threading.current_thread().name, "batchkit-fetch", "batchkit-fetch"] == api.asked_by
+    assert {"what the slice says"} == set(api.said)
+
+
+@given(sizes=st.lists(st.integers(0, 5), min_size=1, max_size=8), limit=st.integers(1, 7))
+def test_pages_that_are_fetched_ahead_are_the_same_and_each_is_fetched_once(sizes: list[int], limit: int):
+    api = Api(*sizes)
+    source = pages(api.fetch, ahead=True)
+    assert list(range(sum(sizes))) == _walk(lambda: source, limit=limit)
+    assert len(api.asked) == len(set(api.asked)) == len(sizes)
+
+
+def test_an_error_of_a_page_that_is_fetched_ahead_comes_where_the_page_is_wanted_and_loses_nothing():
+    api = Api(2, 2)
+    broken = [True]
+
+    def fetch(token: str | None) -> tuple[list[Any], str | None]:
+        if token is not None and broken[0]:
+            raise ConnectionError
+        return api.fetch(token)
+
+    source: Any = pages(fetch, ahead=True)
+    source.prefetch(None, 2)
+    assert [0, 1] == [item for item, _ in source.read(None, 2, NO_SESSION)]
+    with pytest.raises(ConnectionError):
+        source.prefetch([None, 1], 2)
+    broken[0] = False
+    source.prefetch([None, 1], 2)
+    assert [2, 3] == [item for item, _ in source.read([None, 1], 2, NO_SESSION)]
+
+
+def test_a_page_that_is_no_page_is_refused_where_it_is_wanted():
+    source: Any = pages(lambda token: ([1], "next") if token is None else [1], ahead=True)  # type: ignore[arg-type,return-value]
+    source.prefetch(None, 1)
+    with pytest.raises(InvalidSource, match="return items, token"):
+        source.prefetch([None, 0], 1)
+
+
+def test_a_source_made_anew_fetches_ahead_as_well():
+    api = Api(1, 1, 1)
+    source: Any = pages(api.fetch, ahead=True)
+    source.behind([None, 0]).anew().prefetch(None, 1)
+    eventually(lambda: api.asked == [None, "page-1", "page-2"], message=lambda: f"it asked for {api.asked}")
 
 
 async def _coroutine(token: str | None) -> Any: ...
