@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchkit.sources.places import places_of
-from batchkit.sources.probing import spread
+from batchkit.sources.tables.places import places_of
+from batchkit.sources.tables.probing import spread
 
 
 class Line:

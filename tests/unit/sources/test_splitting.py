@@ -45,7 +45,8 @@ from batchkit import csv_rows, items, json_lines, nested, pages, parquet_rows, r
 from batchkit.errors import InvalidSource
 from batchkit.planning import Cursors
 from batchkit.remainders import weight
-from batchkit.sources import Continued, Source, Splittable, files, sampling
+from batchkit.sources import Continued, Source, Splittable, files
+from batchkit.sources.tables import sampling
 
 #: Files are not read through it.
 NO_SESSION = cast("Session", None)

@@ -325,7 +325,7 @@ def test_an_outer_join_with_null_in_the_key_is_refused(engine: Engine):
 
 
 def test_a_count_that_takes_too_long_is_the_planners_estimate(postgres_url: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("batchkit.sources.tables._COUNT_SECONDS", 0.001)
+    monkeypatch.setattr("batchkit.sources.tables.counting._COUNT_SECONDS", 0.001)
     engine = create_engine(postgres_url)
     Base.metadata.create_all(engine)
     with engine.begin() as tx:
@@ -341,7 +341,7 @@ def test_a_count_that_takes_too_long_is_the_planners_estimate(postgres_url: str,
 
 
 def test_a_count_that_takes_mysql_too_long_is_the_planners_estimate(mysql_url: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("batchkit.sources.tables._COUNT_SECONDS", 0.01)
+    monkeypatch.setattr("batchkit.sources.tables.counting._COUNT_SECONDS", 0.01)
     engine = create_engine(mysql_url)
     Base.metadata.create_all(engine)
     with engine.begin() as tx:

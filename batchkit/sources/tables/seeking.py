@@ -9,8 +9,8 @@ from typing import Any
 from sqlalchemy import Connection, select
 from sqlalchemy.sql.elements import ColumnElement
 
-from batchkit.sources.places import places_of
-from batchkit.sources.probing import spread
+from batchkit.sources.tables.places import places_of
+from batchkit.sources.tables.probing import spread
 
 #: How many values tell what text is made of.
 _SOME = 100

@@ -13,8 +13,8 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.types import NULLTYPE
 from sqlalchemy.types import Enum as EnumType
 
-from batchkit.sources.places import Places, places_of
-from batchkit.sources.probing import spread
+from batchkit.sources.tables.places import Places, places_of
+from batchkit.sources.tables.probing import spread
 
 #: Each place is asked for by itself, so that so many are enough, or this share of the rows that are wanted.
 _PLACES, _SHARE_OF_PLACES = 400, 4
