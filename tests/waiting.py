@@ -14,7 +14,7 @@ _LONGEST_POLL_SECONDS = 0.1
 _SHARE_OF_WAITED = 0.05
 
 
-def eventually(condition: Callable[[], T], *, within: float = 5.0, message: str | Callable[[], str] = "") -> T:
+def eventually(condition: Callable[[], T], *, within: float = 30.0, message: str | Callable[[], str] = "") -> T:
     """
     Call *condition* until what it gives is true, and give that.
 
