@@ -22,6 +22,9 @@ from batchkit.errors import NotSerializable
 #: Marks the cursor of a generator that has returned, around the last one that it yielded.
 ENDED = "$ended"
 
+# json.dumps would make one each time, and a cursor is written in each chunk.
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 
@@ -32,7 +35,7 @@ def dumps(value: object, *, where: str) -> str:
     Raises:
         NotSerializable: some part of it would not come back as the same value.
     """
-    return json.dumps(_plain(value, where), separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode(_plain(value, where))
 
 
 def loads(text: str) -> object:
