@@ -56,25 +56,25 @@ kit = BatchKit(
 )
 
 
-def _items(pause: float = 0.1) -> Source[int]:
+def _items(pause: float = 0.1, first: float = 0.0) -> Source[int]:
     return rows(select(item.c.id), key=item.c.id)
 
 
 @batched(_items, name="count", chunk_size=10, lease=LEASE_SECONDS)
-def count(chunk: Chunk[int], pause: float = 0.1) -> None:
-    """Count each item of the chunk as done once more."""
+def count(chunk: Chunk[int], pause: float = 0.1, first: float = 0.0) -> None:
+    """Count each item of the chunk as done once more; the first chunk may take longer than the others."""
     chunk.connection.execute(update(item).where(item.c.id.in_(list(chunk))).values(times=item.c.times + 1))
-    time.sleep(pause)
+    time.sleep(max(pause, first) if chunk.number == 1 else pause)
 
 
 @batched(_items, name="must-stay", chunk_size=10, lease=LEASE_SECONDS, interruptible=False)
-def must_stay(chunk: Chunk[int], pause: float = 0.1) -> None:
+def must_stay(chunk: Chunk[int], pause: float = 0.1, first: float = 0.0) -> None:
     """Do as `count` does, and not be stopped."""
-    count.function(chunk, pause)
+    count.function(chunk, pause, first)
 
 
 @batched(_items, name="protects", chunk_size=10, lease=LEASE_SECONDS)
-def protects(chunk: Chunk[int], pause: float = 0.1) -> None:
+def protects(chunk: Chunk[int], pause: float = 0.1, first: float = 0.0) -> None:
     """Do as `count` does, with a part that must not be cut short."""
     with chunk.protected():
-        count.function(chunk, pause)
+        count.function(chunk, pause, first)

@@ -79,7 +79,7 @@ def test_what_the_platform_refuses_is_left_to_other_workers(fleet: Fleet):
 
 def test_a_worker_that_is_asked_to_stop_tells_of_it_while_it_still_works(fleet: Fleet):
     worker = fleet.worker(slots=2)
-    run = fleet.start("must-stay", pause=6.0)
+    run = fleet.start("must-stay", first=6.0)
     fleet.wait_told(lambda told: any(each.get("protected") for each in told), "that it is protected")
     worker.send(signal.SIGTERM)
     worker.wait()
