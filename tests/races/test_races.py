@@ -15,10 +15,16 @@ from sqlalchemy.orm import Session
 from batchkit.errors import LeaseLost, RunActive
 from batchkit.model import NewRun, Plan, Range, RunError, RunId
 from batchkit.states import RunState
-from batchkit.store import HeldConnection
+from batchkit.store import HeldConnection, database
 from tests.servers.locks import anybody_waits
 from tests.store.conftest import Bench, next_checkpoint
 from tests.waiting import eventually
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait longer for a lock: on a busy machine the other may hold it for seconds, and who wins is asked here."""
+    monkeypatch.setattr(database, "_LOCK_WAIT_SECONDS", 60.0)
 
 
 @pytest.fixture
