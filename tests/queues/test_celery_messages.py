@@ -176,7 +176,7 @@ def test_a_message_that_is_sent_again_is_as_its_sender_made_it(bench: Bench, red
 
 def test_a_paused_run_parks_its_message(bench: Bench):
     bench.crew.celery(*_ONE_CHILD)
-    chain(_task(bench, "count", pause=0.05), _note(bench))()
+    chain(_task(bench, "count", pause=0.15), _note(bench))()
     run = bench.run()
     bench.wait_done(run, at_least=10)
     run.pause()

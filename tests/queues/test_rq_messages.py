@@ -106,7 +106,7 @@ def test_a_run_that_a_program_starts_leaves_nothing_in_redis(bench: Bench, queue
 
 def test_a_paused_run_parks_its_job(bench: Bench, queue: Queue):
     bench.crew.rq()
-    job = _enqueue(queue, "count", pause=0.05)
+    job = _enqueue(queue, "count", pause=0.15)
     run = bench.run()
     bench.wait_done(run, at_least=10)
     run.pause()
@@ -357,7 +357,7 @@ def test_a_chunk_that_calls_a_job_does_not_stop_its_own(bench: Bench, queue: Que
 def test_a_cancel_that_rq_has_written_over_is_heard_of(bench: Bench, queue: Queue):
     """It came while the job went from one slice to the next: its status is another by now."""
     bench.crew.rq()
-    job = _enqueue(queue, "short_slices", pause=0.1)
+    job = _enqueue(queue, "short_slices", pause=0.2)
     bench.wait_done(bench.run(), at_least=10)
     CanceledJobRegistry(queue.name, connection=queue.connection).add(job, -1)
     assert RunState.CANCELLED == bench.wait_end(bench.run())
@@ -373,7 +373,7 @@ def test_a_job_that_was_cancelled_and_is_enqueued_anew_is_worked(bench: Bench, q
 
 def test_to_cancel_a_job_is_to_cancel_its_run(bench: Bench, queue: Queue):
     bench.crew.rq()
-    job = _enqueue(queue, "short_slices", pause=0.1)
+    job = _enqueue(queue, "short_slices", pause=0.2)
     bench.wait_done(bench.run(), at_least=10)
     job.cancel()
     assert RunState.CANCELLED == bench.wait_end(bench.run())
@@ -415,7 +415,7 @@ def test_a_job_that_waits_for_long_does_not_expire(bench: Bench, queue: Queue):
 def _paused(bench: Bench, queue: Queue, **options: Any) -> tuple[Job, Run]:
     """Enqueue a job and pause its run."""
     bench.crew.rq()
-    job = _enqueue(queue, "count", pause=0.1, **options)
+    job = _enqueue(queue, "count", pause=0.15, **options)
     run = bench.run()
     bench.wait_done(run, at_least=10)
     run.pause()
