@@ -16,7 +16,7 @@ from batchkit.throttle import AskedHold, HoldOff, Throttle
 _logger = logging.getLogger("batchkit")
 
 #: A wait for the rate that is not longer is spent in the slice: to hand a run on takes about as long.
-PATIENCE_SECONDS = 2.0
+WAITED_IN_SLICE_SECONDS = 2.0
 _LONGEST_WAIT_SECONDS = 3600.0
 
 
@@ -85,7 +85,7 @@ class Pace:
         rate = self._throttle.rate
         if rate is None:
             return 0.0
-        reserved = self._store.rates.reserve(run_id, items=items, rate=rate, patience=PATIENCE_SECONDS)
+        reserved = self._store.rates.reserve(run_id, items=items, rate=rate, within=WAITED_IN_SLICE_SECONDS)
         if not reserved.was_reserved:
             raise HeldBack(min(reserved.seconds, _LONGEST_WAIT_SECONDS), f"its rate is {rate:g} items/s")
         return reserved.seconds

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _DRAW_EVERY_SECONDS = 0.2
 _LOOK_EVERY_SECONDS = 1.0
-_PATIENCE_SECONDS = 2.0
+_END_WITHIN_SECONDS = 2.0
 #: How many items are done, failed and in doubt where no chunk was committed.
 _NOWHERE = (0, 0, 0)
 
@@ -132,7 +132,7 @@ class Following:
 
     def __exit__(self, *_: object) -> None:
         self._is_over.set()
-        self._thread.join(_PATIENCE_SECONDS)
+        self._thread.join(_END_WITHIN_SECONDS)
         self._bar.__exit__()
 
     def watch(self, lease: Lease) -> None:

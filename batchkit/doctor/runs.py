@@ -12,7 +12,7 @@ UNSWEPT_SECONDS = 60.0
 #: A run that has waited so long was not taken at the next best moment.
 WAITED_SECONDS = 60.0
 #: Where sweeps see to it, waiting may be nothing but a long queue.
-_PATIENCE_SECONDS = 600.0
+_LONG_QUEUE_SECONDS = 600.0
 
 _SWEEPERS = {
     "CeleryQueue": "Start a Celery worker of this app, which sweeps by itself, or run `batchkit supervise`.",
@@ -40,7 +40,7 @@ def backlog_findings(backlog: Backlog, *, queue: str, keeps_messages: bool) -> I
             danger="A run whose worker was killed, or whose message was lost, stays where it is.",
             mend=_SWEEPERS.get(queue, "Run `batchkit supervise`."),
         )
-    elif not keeps_messages or backlog.longest_seconds > _PATIENCE_SECONDS:
+    elif not keeps_messages or backlog.longest_seconds > _LONG_QUEUE_SECONDS:
         yield Finding(
             check="runs-wait",
             level=Level.WARN,

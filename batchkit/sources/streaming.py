@@ -22,7 +22,7 @@ T = TypeVar("T")
 _logger = logging.getLogger("batchkit")
 
 #: A chunk waits so long for more items, and then takes those that came.
-_PATIENCE_SECONDS = 1.0
+_WAITED_SECONDS = 1.0
 
 
 def stream(make_iterator: Callable[[], Iterable[T]]) -> Source[T]:
@@ -117,10 +117,10 @@ class _Stream(Generic[T]):
 
 def _taken(iterator: Iterator[T], limit: int) -> list[T]:
     """Take at most *limit* items; fewer where they come slowly, so that a chunk is not late for its lease."""
-    impatient_at = time.monotonic() + _PATIENCE_SECONDS
+    enough_at = time.monotonic() + _WAITED_SECONDS
     taken: list[T] = []
     for item in itertools.islice(iterator, limit):
         taken.append(item)
-        if time.monotonic() > impatient_at:
+        if time.monotonic() > enough_at:
             break
     return taken

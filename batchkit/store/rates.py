@@ -30,9 +30,9 @@ class Rates:
         self._database = database
         self._statements = Statements(database.tables, database.clock)
 
-    def reserve(self, run_id: RunId, *, items: int, rate: float, patience: float) -> Reserved:
+    def reserve(self, run_id: RunId, *, items: int, rate: float, within: float) -> Reserved:
         """
-        Reserve the time of *items* behind what is reserved already, if it begins within *patience* seconds.
+        Reserve the time of *items* behind what is reserved already, if it begins in *within* seconds at the latest.
 
         Time that passed unused is no credit: after a rest a run begins at its rate.
         """
@@ -44,7 +44,7 @@ class Rates:
             reserved, now = tx.execute(self._statements.reserved_until(run_id)).one()
             begins = now if reserved is None else max(reserved, now)
             wait = (begins - now).total_seconds()
-            if wait > patience:
+            if wait > within:
                 return Reserved(wait, was_reserved=False)
             ends = begins + timedelta(seconds=items / rate)
             tx.execute(self._statements.reserve_until(run_id, ends))

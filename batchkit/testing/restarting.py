@@ -16,7 +16,7 @@ P = ParamSpec("P")
 C = TypeVar("C")
 
 _GOES_ON = frozenset({RunState.QUEUED, RunState.RUNNING})
-_PATIENCE = 100
+_STEPS_WITHOUT_NEWS = 100
 
 
 class CursorForgotten(BatchkitError, AssertionError):
@@ -57,9 +57,9 @@ def restart_after_every_yield(job: ResumableJob[P, C], /, *args: P.args, **kwarg
         place = _work_one_step(kit, run)
         steps_without_news = 0 if place not in places else steps_without_news + 1
         places.add(place)
-        if steps_without_news == _PATIENCE:
+        if steps_without_news == _STEPS_WITHOUT_NEWS:
             run.cancel()
-            raise CursorForgotten(job.name, run_id=run.id, steps=_PATIENCE, cursor=place[0])
+            raise CursorForgotten(job.name, run_id=run.id, steps=_STEPS_WITHOUT_NEWS, cursor=place[0])
     return run
 
 

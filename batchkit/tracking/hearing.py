@@ -17,7 +17,7 @@ from batchkit.draining import DrainNotice
 from batchkit.hooks import WorkerState
 from batchkit.tracking.callers import PROTECT_SECONDS, Caller
 from batchkit.tracking.listening import ListeningSocket
-from batchkit.tracking.patience import Patience
+from batchkit.tracking.overtime import Overtime
 from batchkit.tracking.standing import SliceSeen, Standing, is_edge
 
 _logger = logging.getLogger("batchkit")
@@ -51,7 +51,7 @@ class Hearing:
         standing: Standing,
         *,
         is_stopping: Callable[[], bool],
-        patience: Patience,
+        overtime: Overtime,
         repeat: float,
         ends: threading.Event,
     ) -> None:
@@ -59,7 +59,7 @@ class Hearing:
         self._callers = callers
         self._standing = standing
         self._is_stopping = is_stopping
-        self._patience = patience
+        self._overtime = overtime
         self._repeat = repeat
         self._ends = ends
         self._selector = selectors.DefaultSelector()
@@ -145,7 +145,7 @@ class Hearing:
         asked = [caller for caller in self._callers if caller.can_protect]
         link.awaited, link.answers = len(asked), []
         link.answer_until = now + PROTECT_SECONDS
-        if self._patience.is_over(now):
+        if self._overtime.is_over(now):
             link.answers.append(False)
             self._reply(link)
             return
@@ -190,7 +190,7 @@ class Hearing:
     def _tell(self) -> None:
         now = time.monotonic()
         state = self._state(now)
-        self._patience.note(now, is_protected=state.is_protected)
+        self._overtime.note(now, is_protected=state.is_protected)
         if is_edge(self._shown, state):
             self._tell_all("changed", state)
             self._shown = state

@@ -17,7 +17,7 @@ from batchkit.tracking.callers import Caller
 from batchkit.tracking.duty import Breaks
 from batchkit.tracking.hearing import Hearing
 from batchkit.tracking.listening import ListeningSocket
-from batchkit.tracking.patience import Patience
+from batchkit.tracking.overtime import Overtime
 from batchkit.tracking.standing import Standing
 from batchkit.tracking.tie import VARIABLE
 
@@ -96,7 +96,7 @@ class Tracker:
                 callers,
                 Standing(name, instance, self._linger),
                 is_stopping=is_stopping,
-                patience=Patience(Breaks(self._max_protect)),
+                overtime=Overtime(Breaks(self._max_protect)),
                 repeat=self._repeat,
                 ends=self._ends,
             )

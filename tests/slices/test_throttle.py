@@ -197,7 +197,7 @@ def test_adaptive_sizes_do_not_learn_from_waiting(kit: BatchKit, done: Ledger):
 def test_a_wait_for_the_rate_ends_at_once_when_the_worker_is_to_stop(
     still_kit: BatchKit, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("batchkit.pacing.PATIENCE_SECONDS", 7200.0)
+    monkeypatch.setattr("batchkit.pacing.WAITED_IN_SLICE_SECONDS", 7200.0)
     run = job(span(100), lambda chunk: None, throttle=Throttle(rate=1 / 3600), slice_time=7200).start()
     outcomes: list[Outcome | None] = []
     with Stop() as stop:
@@ -217,7 +217,7 @@ def test_a_wait_for_the_rate_ends_at_once_when_the_worker_is_to_stop(
 
 
 def _reserved_breaks(rates: Rates, run: Run) -> int:
-    return round(rates.reserve(run.id, items=1, rate=1.0, patience=-1.0).seconds / 3600)
+    return round(rates.reserve(run.id, items=1, rate=1.0, within=-1.0).seconds / 3600)
 
 
 def test_calling_a_job_waits_in_place(database_url: str):

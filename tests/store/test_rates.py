@@ -13,8 +13,8 @@ from batchkit.store.rates import Reserved
 from tests.store.conftest import Bench
 
 
-def reserve(bench: Bench, run_id: RunId, *, items: int = 10, patience: float = 2.0) -> Reserved:
-    return bench.store.rates.reserve(run_id, items=items, rate=10.0, patience=patience)
+def reserve(bench: Bench, run_id: RunId, *, items: int = 10, within: float = 2.0) -> Reserved:
+    return bench.store.rates.reserve(run_id, items=items, rate=10.0, within=within)
 
 
 def test_the_first_items_begin_at_once_and_the_next_behind_them(bench: Bench):
@@ -43,8 +43,8 @@ def test_a_rest_is_no_credit(bench: Bench):
     reserve(bench, run_id)
     bench.pass_time(3600)
 
-    assert Reserved(0.0, was_reserved=True) == reserve(bench, run_id, patience=0.0)
-    assert not reserve(bench, run_id, patience=0.0).was_reserved
+    assert Reserved(0.0, was_reserved=True) == reserve(bench, run_id, within=0.0)
+    assert not reserve(bench, run_id, within=0.0).was_reserved
 
 
 @pytest.mark.parametrize("workers", [4])
@@ -55,7 +55,7 @@ def test_workers_that_reserve_at_once_get_times_of_their_own(database_url: str, 
         waits: list[float] = []
 
         def many(store: Store) -> None:
-            each = (store.rates.reserve(run_id, items=100, rate=10.0, patience=3600.0) for _ in range(5))
+            each = (store.rates.reserve(run_id, items=100, rate=10.0, within=3600.0) for _ in range(5))
             waits.extend(reserved.seconds for reserved in each)
 
         threads = [threading.Thread(target=many, args=[store]) for store in stores]
@@ -68,7 +68,7 @@ def test_workers_that_reserve_at_once_get_times_of_their_own(database_url: str, 
 
         assert 5 * workers == len(waits)
         # Each takes 10 s: the last of 20 begins 190 s behind the first, less the time that all of this took.
-        ends = reserve(bench, run_id, patience=3600.0).seconds
+        ends = reserve(bench, run_id, within=3600.0).seconds
         assert [waits.index(0.0)] == [index for index, wait in enumerate(waits) if wait == 0.0]
         assert all(later - earlier > 5 for earlier, later in zip(sorted(waits), sorted(waits)[1:], strict=False))
         assert 100 < ends <= 200

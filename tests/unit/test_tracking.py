@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from batchkit.tracking import Breaks
-from batchkit.tracking.patience import Patience
+from batchkit.tracking.overtime import Overtime
 from batchkit.tracking.standing import SliceSeen, Standing
 
 
@@ -44,27 +44,27 @@ def test_a_worker_that_stops_takes_nothing_and_lingers_not():
 
 
 def test_who_was_protected_for_too_long_begins_nothing_protected_until_it_was_free_for_a_while():
-    patience = Patience(Breaks(40.0))
+    overtime = Overtime(Breaks(40.0))
     for now in range(40):
-        patience.note(float(now), is_protected=True)
-        assert not patience.is_over(float(now))
-    patience.note(40.0, is_protected=True)
-    assert patience.is_over(40.0)
-    patience.note(55.0, is_protected=False)
-    assert patience.is_over(64.9)
-    assert not patience.is_over(65.0)
-    patience.note(66.0, is_protected=True)
-    assert not patience.is_over(66.0)
+        overtime.note(float(now), is_protected=True)
+        assert not overtime.is_over(float(now))
+    overtime.note(40.0, is_protected=True)
+    assert overtime.is_over(40.0)
+    overtime.note(55.0, is_protected=False)
+    assert overtime.is_over(64.9)
+    assert not overtime.is_over(65.0)
+    overtime.note(66.0, is_protected=True)
+    assert not overtime.is_over(66.0)
 
 
 def test_who_was_free_now_and_then_is_asked_for_nothing():
-    patience = Patience(Breaks(40.0))
+    overtime = Overtime(Breaks(40.0))
     for now in range(0, 400, 10):
-        patience.note(float(now), is_protected=now % 30 != 0)
-        assert not patience.is_over(float(now))
+        overtime.note(float(now), is_protected=now % 30 != 0)
+        assert not overtime.is_over(float(now))
 
 
 def test_without_an_end_a_worker_may_be_protected_for_ever():
-    patience = Patience(Breaks(None))
-    patience.note(0.0, is_protected=True)
-    assert not patience.is_over(1e9)
+    overtime = Overtime(Breaks(None))
+    overtime.note(0.0, is_protected=True)
+    assert not overtime.is_over(1e9)

@@ -119,7 +119,7 @@ def test_an_iterator_that_raises_is_not_taken_for_one_that_has_ended():
 
 
 def test_items_that_come_slowly_make_a_smaller_chunk(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(streaming, "_PATIENCE_SECONDS", -1.0)
+    monkeypatch.setattr(streaming, "_WAITED_SECONDS", -1.0)
     source = stream(Made(5))
     assert [0] == _numbers(source, None, 5)
     assert [1] == _numbers(source, 1, 5)

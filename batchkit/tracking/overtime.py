@@ -5,7 +5,7 @@ from __future__ import annotations
 from batchkit.tracking.duty import Breaks
 
 
-class Patience:
+class Overtime:
     """
     Says when a worker that was protected for `max_protect` is to begin nothing protected any more.
 
