@@ -14,7 +14,9 @@ _FORK_WAITS_SECONDS = 2.0
 class ForkGuard:
     """Lets no fork of this process happen in the middle of what is done inside `at_work`, if it can wait for that."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, waits: float | None = None) -> None:
+        """Make it; a fork waits for so many seconds at the most, or for a time that is enough for most things."""
+        self._waits = waits
         self._at_work = threading.Lock()
         #: the threads that fork, and have the lock for that
         self._forking: set[int] = set()
@@ -41,8 +43,12 @@ class ForkGuard:
 
     def before(self) -> None:
         """Wait for what is being done."""
-        if os.getpid() == self._process and self._at_work.acquire(timeout=_FORK_WAITS_SECONDS):
+        if os.getpid() == self._process and self._at_work.acquire(timeout=self._longest_wait):
             self._forking.add(threading.get_ident())
+
+    @property
+    def _longest_wait(self) -> float:
+        return _FORK_WAITS_SECONDS if self._waits is None else self._waits
 
     def after(self) -> None:
         """Let it go on."""

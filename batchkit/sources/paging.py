@@ -44,10 +44,10 @@ def pages(fetch: Callable[[K | None], tuple[Iterable[T], K | None]], *, ahead: b
     time.
 
     Args:
-        fetch: it is called for one page at a time.
-        ahead: fetch the next page in a thread while the items of this one are worked, so that the API's time is not
-            added to theirs. `fetch` must bear to be called in another thread than the job's function; where a slice
-            ends, a page may have been fetched in vain.
+        fetch: what gives a page.
+        ahead: fetch the next page while the items of this one are worked, so that the API's time is not added to
+            theirs. `fetch` is then called in a thread of each page's own, beside the job's function, and where a slice
+            has just ended in vain beside the `fetch` of the next one.
 
     Raises:
         InvalidSource: `fetch` is no function. In a run: it gives something else, a token comes again, or a page has
@@ -84,8 +84,9 @@ class _Pages(Generic[T]):
     def prefetch(self, after: Any, limit: int) -> None:  # noqa: ANN401, ARG002
         """Fetch the page with the first item behind *after*, and begin with the one behind that if it is wanted."""
         page, _ = self._find(after)
-        if self._is_ahead and page.next is not None and self._coming is None:
-            self._coming = page.next, _in_thread(lambda: self._fetched(page.next))
+        if self._is_ahead and page.next is not None and (self._coming is None or self._coming[0] != page.next):
+            coming = _in_thread(lambda: self._fetched(page.next))
+            self._coming = None if coming is None else (page.next, coming)
 
     def read(self, after: Any, limit: int, session: Session) -> list[tuple[T, list[Any]]]:  # noqa: ANN401, ARG002
         """Give the items behind *after*, up to the end of their page."""
@@ -112,7 +113,7 @@ class _Pages(Generic[T]):
         if self._page is not None and self._asked is not None and self._asked[0] == after:
             page, begin = self._page, self._asked[1]
             if not page.items.has(begin):
-                page = self._again(page)
+                page = self._load(page.token)
         else:
             token, index = (None, -1) if after is None else _checked(after)
             page, begin = self._page_of(token, index), index + 1
@@ -132,7 +133,7 @@ class _Pages(Generic[T]):
             self._walked.clear()
             page = self._load(token)
         elif not page.items.has(index + 1):
-            page = self._again(page)
+            page = self._load(page.token)
         if index >= len(page.items):
             raise InvalidSource(
                 f"the page with the token {_shown(token)} had more than {index} items when some of them were done, and "
@@ -141,17 +142,17 @@ class _Pages(Generic[T]):
             )
         return page
 
-    def _again(self, page: _Page[T]) -> _Page[T]:
-        self._walked.pop()
-        return self._load(page.token)
-
     def _load(self, token: Any) -> _Page[T]:  # noqa: ANN401
-        coming, self._coming = self._coming, None
+        coming = self._coming
         if coming is not None and coming[0] == token:
+            self._coming = None
             items, following = coming[1].result()
         else:
             items, following = self._fetched(token)
-        self._walked.append(dumps(token, where="the token of a page"))
+        walked = dumps(token, where="the token of a page")
+        if not self._walked or self._walked[-1] != walked:
+            # Else it is the page that is kept, which is fetched again.
+            self._walked.append(walked)
         if following is not None and dumps(following, where="the token of a page") in self._walked:
             raise InvalidSource(
                 f"fetch({_shown(token)}) gave {_shown(following)} as the token of the next page, which it was called "
@@ -177,8 +178,8 @@ class _Pages(Generic[T]):
         return list(items), following
 
 
-def _in_thread(call: Callable[[], R]) -> Future[R]:
-    """Call it in a thread that keeps no process from ending, with what the context of this one says."""
+def _in_thread(call: Callable[[], R]) -> Future[R] | None:
+    """Call it in a thread that keeps no process from ending, in the context of this one; None without a thread."""
     future: Future[R] = Future()
     context = copy_context()
 
@@ -188,7 +189,11 @@ def _in_thread(call: Callable[[], R]) -> Future[R]:
         except BaseException as error:  # noqa: BLE001  for who waits for it
             future.set_exception(error)
 
-    threading.Thread(target=run, name="batchkit-fetch", daemon=True).start()
+    try:
+        threading.Thread(target=run, name="batchkit-fetch", daemon=True).start()
+    except RuntimeError:
+        # The system has no thread to give, and the page can be fetched when it is wanted.
+        return None
     return future
 
 

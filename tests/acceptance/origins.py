@@ -66,13 +66,13 @@ class _Pages(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def _paged(server: str, first: int, last: int) -> Source[int]:
+def _paged(server: str, first: int, last: int, *, ahead: bool = False) -> Source[int]:
     def fetch(token: int | None) -> tuple[list[int], int | None]:
         with urlopen(f"{server}/{first}/{last}/{token or 0}", timeout=10) as reply:  # noqa: S310  our own
             page = json.load(reply)
         return page["numbers"], page["next"]
 
-    return pages(fetch)
+    return pages(fetch, ahead=ahead)
 
 
 def _in_rows(inner: Callable[[int], Source[int]]) -> Source[tuple[int, int]]:
@@ -87,6 +87,7 @@ KINDS: dict[str, Callable[[str, str], Source[Any]]] = {
     "parquet_rows": lambda folder, _: parquet_rows(f"{folder}/numbers.parquet"),
     "parquet_rows-url": lambda folder, _: parquet_rows(f"file://{folder}/numbers.parquet"),
     "pages": lambda _, server: _paged(server, 1, ITEMS),
+    "pages-ahead": lambda _, server: _paged(server, 1, ITEMS, ahead=True),
     "stream": lambda _, __: stream(lambda: range(1, ITEMS + 1)),
     "nested-items": lambda _, __: _in_rows(lambda first: items(list(range(first, first + _INSIDE)))),
     "nested-pages": lambda _, server: _in_rows(lambda first: _paged(server, first, first + _INSIDE - 1)),

@@ -43,7 +43,8 @@ def _moved(run: Run, *, beyond: int, workers: list[Worker]) -> int:
 
 def _holder(run: Run, workers: list[Worker]) -> Worker | None:
     for partition in run.partitions():
-        if partition.is_held and partition.worker is not None:
+        # Not only while its lease is live: SQLite's only writer, at a gate in its transaction, cannot have it renewed.
+        if partition.worker is not None:
             pid = int(partition.worker.rsplit(":", 1)[1])
             return next((worker for worker in workers if worker.pid == pid and worker.is_alive), None)
     return None

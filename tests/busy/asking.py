@@ -6,12 +6,12 @@ import http.client
 import json
 from typing import Any
 
-_PATIENCE_SECONDS = 20
+_WITHIN_SECONDS = 20
 
 
 def ask(port: int, path: str, *, method: str = "GET") -> tuple[int, Any]:
     """Give the status and what the JSON says; status 0 where nobody listens."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_PATIENCE_SECONDS)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_WITHIN_SECONDS)
     try:
         connection.request(method, path)
         response = connection.getresponse()

@@ -22,7 +22,7 @@ from tests.waiting import eventually
 
 
 @pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+def waits_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait longer for a lock: on a busy machine the other may hold it for seconds, and who wins is asked here."""
     monkeypatch.setattr(database, "_LOCK_WAIT_SECONDS", 60.0)
 

@@ -98,8 +98,9 @@ def test_a_wait_ends_at_once_when_the_worker_is_to_stop(kit: BatchKit, done: Led
 
 
 def test_a_long_wait_is_no_chunk_that_hangs(kit: BatchKit, done: Ledger):
-    policy = Retrying(stop=stop_after_attempt(2), wait=wait_fixed(3))
-    run = _flaky(Flaky(1), retry=policy, lease=2, chunk_timeout=2).start()
+    policy = Retrying(stop=stop_after_attempt(2), wait=wait_fixed(4.5))
+    # Taken for a chunk, the wait would outlast both.
+    run = _flaky(Flaky(1), retry=policy, lease=2, chunk_timeout=1.5).start()
     assert (RunState.SUCCEEDED, None, 0) == (run.state, run.waiting_reason, run.progress.interruptions)
     assert list(range(20)) == done.items()
 

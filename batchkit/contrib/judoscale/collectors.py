@@ -16,6 +16,9 @@ from batchkit.forking import ForkGuard
 from batchkit.queues import CeleryQueue, RQQueue
 
 _logger = logging.getLogger("batchkit")
+#: Long enough for what takes locks. In the second for which the adapter waits for its workers' answers it takes none;
+#: and the thread that forks is the one that answers for its own worker, whose tasks would be missing.
+_FORK_WAITS_SECONDS = 0.2
 
 
 def track_busy_jobs(kit: BatchKit, *, interruptible_is_busy: bool = False) -> None:
@@ -64,7 +67,7 @@ class BusyCollector:
         self._lock = threading.Lock()
         # The adapter's thread is there before Celery forks its children. One that is forked while the thread has the
         # lock of Redis' connections waits for ever to be free of them, and every task that it is given with it.
-        self._forks = ForkGuard()
+        self._forks = ForkGuard(waits=_FORK_WAITS_SECONDS)
 
     @property
     def should_collect(self) -> bool:
@@ -83,7 +86,7 @@ class BusyCollector:
 
     def collect(self) -> list[Any]:
         """Give the metrics of this moment."""
-        with self._lock, self._forks.at_work():
+        with self._forks.at_work(), self._lock:
             if self._counting is None or not self.should_collect:
                 stock: list[Any] = self._stock.collect()
                 return stock

@@ -1,5 +1,5 @@
 """Rows of tables: walking them by key, counting them, and cutting them into ranges."""
 
-from batchkit.sources.tables.rows import rows
+from batchkit.sources.tables.source import rows
 
 __all__ = ["rows"]

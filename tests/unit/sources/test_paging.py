@@ -235,6 +235,40 @@ def test_an_error_of_a_page_that_is_fetched_ahead_comes_where_the_page_is_wanted
     assert [2, 3] == [item for item, _ in source.read([None, 1], 2, NO_SESSION)]
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_page_that_is_fetched_again_in_vain_is_fetched_once_more(*, ahead: bool):
+    fetched: list[str | None] = []
+
+    def fetch(token: str | None) -> tuple[list[Any], str | None]:
+        fetched.append(token)
+        if token is None and fetched.count(None) == 2:
+            raise ConnectionError
+        return [threading.Lock(), threading.Lock()], "page-1" if token is None else None
+
+    source: Any = pages(fetch, ahead=ahead)
+    source.prefetch(None, 2)
+    assert 2 == len(source.read(None, 2, NO_SESSION)), "given themselves, since there are no copies of them"
+    with pytest.raises(ConnectionError):
+        source.prefetch(None, 2)
+    source.prefetch(None, 2)
+    assert 2 == len(source.read(None, 2, NO_SESSION))
+    source.prefetch([None, 1], 2)
+    assert 2 == len(source.read([None, 1], 2, NO_SESSION))
+    assert [None, None, None, "page-1"] == sorted(fetched, key=lambda token: token is not None)
+
+
+def test_without_a_thread_to_be_had_pages_are_fetched_when_they_are_wanted(monkeypatch: pytest.MonkeyPatch):
+    def start(_: threading.Thread) -> None:
+        message = "can't start new thread"
+        raise RuntimeError(message)
+
+    api = Api(2, 2)
+    source = pages(api.fetch, ahead=True)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert [0, 1, 2, 3] == _walk(lambda: source, limit=1)
+    assert [None, "page-1"] == api.asked
+
+
 def test_a_page_that_is_no_page_is_refused_where_it_is_wanted():
     source: Any = pages(lambda token: ([1], "next") if token is None else [1], ahead=True)  # type: ignore[arg-type,return-value]
     source.prefetch(None, 1)

@@ -10,12 +10,6 @@ from sqlalchemy.exc import InvalidRequestError
 
 from batchkit.errors import InvalidSource
 from batchkit.sources.base import Source
-
-if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
-
-    from batchkit.values import Json
-
 from batchkit.sources.tables.counting import count
 from batchkit.sources.tables.keys import (
     KeyPart,
@@ -29,6 +23,11 @@ from batchkit.sources.tables.keys import (
 )
 from batchkit.sources.tables.splitting import cuts, weigh
 from batchkit.sources.tables.walk import LIMIT, Walk
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from batchkit.values import Json
 
 T = TypeVar("T")
 
