@@ -65,6 +65,14 @@ def settings(port: int) -> dict[str, str]:
     return {"TEST_HOOK": "tests.busy.platform_hooks:endpoint", "TEST_HOOK_ARGUMENT": str(port)}
 
 
+@pytest.fixture(autouse=True)
+def waits_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait longer for the database than probes do: on a busy machine it takes seconds, and 503 would be right."""
+    defaults = CachedReading.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "timeout", 30.0)
+
+
 def _client(app: BusyApp) -> Client:
     # The validator raises where either side breaks WSGI's rules.
     return Client(validator(app))
