@@ -89,15 +89,15 @@ def _keys_within(walk: Walk, connection: Connection, parts: int) -> list[tuple[A
     base = walk.without_beginning().statements(connection).keys_only.where(*within)
     ordered = base.order_by(None).order_by(*(key.order for key in keys)).limit(1)
     chosen = [values[len(values) * number // parts] for number in range(1, parts)] if len(values) >= parts else []
-    cuts: list[tuple[Any, ...]] = []
+    found: list[tuple[Any, ...]] = []
     for value in chosen:
         row = connection.execute(ordered.where(lead.not_before(value))).one_or_none()
         # A value need not be there, and the database may order them in another way than they were counted.
         if row is not None and _has(walk, row, connection):
-            cuts.append(tuple(row))
-            walk = walk.starting_behind(cuts[-1])
+            found.append(tuple(row))
+            walk = walk.starting_behind(found[-1])
     # Cuts, and not a sample: the last one stands for what comes behind it.
-    return [*cuts, tuple(end)] if cuts else []
+    return [*found, tuple(end)] if found else []
 
 
 def _looked_up(
