@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 
-from celery import Celery, Task
+from celery import Celery, Task, signals
 from sqlalchemy import select, update
 
 from batchkit import BatchKit, Chunk, Finish, Source, Steps, Throttle, batched, resumable, rows, span
@@ -236,6 +237,27 @@ def sleeps(seconds: float) -> str:
     time.sleep(seconds)
     note("sleeps ends")
     return "slept"
+
+
+#: Whether a job is in the middle of something, as it is while it has a lock.
+_is_busy = False
+
+
+@batched(_items, name="quits", chunk_size=10, lease=LEASE_SECONDS, slice_time=3600)
+def quits(chunk: Chunk[int], pause: float = 0.1) -> None:
+    """Have the worker end by SIGQUIT, once, which comes in the middle of something that lets no other greenlet work."""
+    global _is_busy  # noqa: PLW0603  one process works one such chunk
+    count.function(chunk, pause)
+    if chunk.number == 3 and not calls(os.environ["TEST_DATABASE"]):
+        ledger.note(os.environ["TEST_DATABASE"], "quit")
+        signals.worker_shutting_down.connect(_note_when, weak=False)
+        _is_busy = True
+        os.kill(os.getpid(), signal.SIGQUIT)
+        _is_busy = False
+
+
+def _note_when(**_: object) -> None:
+    ledger.note(os.environ["TEST_DATABASE"], "told in the middle" if _is_busy else "told in its turn")
 
 
 @batched(killing.items, name="kills", chunk_size=20, lease=30, max_failures=1)

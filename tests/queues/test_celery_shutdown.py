@@ -78,6 +78,20 @@ def test_a_worker_without_children_is_ended(bench: Bench, pool: str, fault: str)
     _hurt(bench, fault, "--pool", pool, "-c", "1")
 
 
+@pytest.mark.parametrize("fault", ["SIGTERM main", "SIGQUIT main"])
+def test_a_gevent_worker_with_a_soft_shutdown_is_ended(bench: Bench, fault: str):
+    _hurt(bench, fault, "--pool", "gevent", "-c", "1", env=SOFT)
+
+
+def test_the_handler_of_a_cold_shutdown_is_not_called_in_the_middle_of_a_greenlet(bench: Bench):
+    first = bench.crew.celery("--pool", "gevent", "-c", "1")
+    run = bench.start("quits")
+    first.wait()
+    bench.crew.celery("--pool", "gevent", "-c", "1")
+    bench.check(run)
+    assert {repr(("quit",)): 1, repr(("told in its turn",)): 1} == bench.calls()
+
+
 @pytest.mark.parametrize("fault", ["SIGTERM main", "SIGTERM all"])
 @pytest.mark.parametrize("pool", ["prefork", "solo"])
 def test_a_chunk_that_would_outlive_the_grace_is_handed_on_before_the_kill(bench: Bench, fault: str, pool: str):

@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -197,6 +198,44 @@ class _Deferred:
 _deferred = _Deferred()
 
 
+class _Apart:
+    """
+    Celery's handlers in a gevent worker, called in a greenlet of their own.
+
+    A handler is called in the middle of whatever the process does, in any of its greenlets. Celery's for a cold
+    shutdown talks to the result backend, and where a greenlet was just about to connect to it, that waits for ever for
+    a lock which is held by the greenlet that it interrupts. A signal that comes while the last one waits for its turn
+    goes to Celery at once: nothing else would get through to a worker whose greenlets do not take turns.
+    """
+
+    def __init__(self) -> None:
+        #: whether this worker's pool is gevent
+        self.is_wanted = False
+        self._is_waiting = False
+
+    def take(self, call: Callable[[], object]) -> bool:
+        """Have a handler's call made in its turn, if it can be, and no other waits for that."""
+        if not self.is_wanted or self._is_waiting:
+            return False
+        import gevent  # noqa: PLC0415  where it is the pool it is there
+
+        self._is_waiting = True
+        gevent.spawn(self._make, call)
+        return True
+
+    def _make(self, call: Callable[[], object]) -> None:
+        self._is_waiting = False
+        call()
+
+
+_apart = _Apart()
+
+
+def _is_gevent(pool: object) -> bool:
+    # Celery's module of that pool imports gevent wherever it is installed.
+    return any(each.__module__ == "celery.concurrency.gevent" for each in type(pool).__mro__)
+
+
 def _is_main_process() -> bool:
     return bool(current_process().name == "MainProcess")
 
@@ -226,6 +265,7 @@ def _wrap_handlers(sender: Any, **_: Any) -> None:  # noqa: ANN401
     if threading.current_thread() is not threading.main_thread():
         return
     _deferred.is_wanted = isinstance(sender.pool, SoloPool)
+    _apart.is_wanted = _is_gevent(sender.pool)
     for number in _MAIN_SIGNALS:
         handler = signal.getsignal(number)
         if callable(handler) and not getattr(handler, "is_of_batchkit", False) and _ends_worker(number, handler):
@@ -243,7 +283,8 @@ def _telling(handler: Any) -> Any:  # noqa: ANN401  a signal handler
     def tell(number: int, frame: FrameType | None) -> Any:  # noqa: ANN401
         if os.getpid() == main:  # a child inherits this until it has handlers of its own
             _byte.set()
-            if _deferred.take(lambda: handler(number, frame)):
+            call = partial(handler, number, frame)
+            if _deferred.take(call) or _apart.take(call):
                 return None
         return handler(number, frame)
 
