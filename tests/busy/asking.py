@@ -6,6 +6,8 @@ import http.client
 import json
 from typing import Any
 
+from tests.waiting import eventually
+
 _WITHIN_SECONDS = 20
 
 
@@ -23,3 +25,9 @@ def ask(port: int, path: str, *, method: str = "GET") -> tuple[int, Any]:
     assert "application/json" == response.getheader("Content-Type")
     assert method == "HEAD" or str(len(body)) == response.getheader("Content-Length")
     return response.status, json.loads(body) if body else None
+
+
+def served(port: int, path: str) -> Any:
+    """Give what the JSON says once there is an answer: a database that takes long is told as a 503."""
+    found = eventually(lambda: [body for status, body in [ask(port, path)] if status == 200], within=60, message=path)
+    return found[0]

@@ -27,7 +27,7 @@ from batchkit.contrib.http.endpoint import WorkerHealth
 from batchkit.contrib.http.reading import CachedReading
 from batchkit.hooks import HookContext, WorkerState
 from batchkit.queues import LocalQueue
-from tests.busy.asking import ask
+from tests.busy.asking import ask, served
 from tests.busy.conftest import APP, Fleet
 from tests.servers import programs
 from tests.servers.postgres import PostgresServer
@@ -300,16 +300,16 @@ def test_a_port_that_another_has_is_named_and_tried_again():
 def test_a_worker_serves_the_fleet_and_its_health_until_it_is_drained(fleet: Fleet, port: int):
     worker = fleet.worker()
     eventually(lambda: ask(port, "/readyz")[0] == 200, within=60, message=fleet.crew.logs)
-    assert 0 == ask(port, "/v1/queues/default")[1]["wanted"], "its queue is known before it is worked"
+    assert 0 == served(port, "/v1/queues/default")["wanted"], "its queue is known before it is worked"
     fleet.start("must-stay", pause=1.0)
-    eventually(lambda: ask(port, "/v1/queues/default")[1]["protected"], within=60, message=fleet.crew.logs)
+    eventually(lambda: served(port, "/v1/queues/default")["protected"], within=60, message=fleet.crew.logs)
     assert 200 == ask(port, "/healthz")[0]
     fleet.command("drain")
     eventually(lambda: ask(port, "/readyz")[0] == 503, within=60, message=fleet.crew.logs)
     status, facts = ask(port, "/healthz")
     assert (200, f"pod-1:{worker.pid}") == (status, facts["worker"]), "to be drained is no illness"
     # What is left of the run waits for another worker.
-    assert 1 == ask(port, "/v1/queues/default")[1]["wanted"], fleet.kit.busy()
+    assert 1 == served(port, "/v1/queues/default")["wanted"], fleet.kit.busy()
     worker.send(signal.SIGTERM)
     worker.wait()
     assert 0 == ask(port, "/healthz")[0]
@@ -343,9 +343,7 @@ def test_a_worker_is_well_while_its_database_is_away_and_no_queue_is_empty(
         postgres_server.start()
     assert [200, 200, 503] == seen
     fleet.check(run)
-    assert (
-        0 == eventually(lambda: ask(port, "/v1/busy"), message="it does not come back")[1]["queues"]["default"]["busy"]
-    )
+    assert 0 == served(port, "/v1/busy")["queues"]["default"]["busy"]
 
 
 # As a command
@@ -359,9 +357,9 @@ def test_the_command_serves_those_whose_workers_serve_nothing(fleet: Fleet, port
         ready=f"serving on port {port}",
     )
     assert [200, 200] == [ask(port, path)[0] for path in ("/healthz", "/readyz")]
-    assert 0 == ask(port, "/v1/queues/night")[1]["wanted"]
+    assert 0 == served(port, "/v1/queues/night")["wanted"]
     run = fleet.start("count")
-    assert 1 == eventually(lambda: ask(port, "/v1/queues/default")[1]["ready"])
+    assert 1 == eventually(lambda: served(port, "/v1/queues/default")["ready"])
     fleet.crew.rq()
     fleet.check(run)
     (server, _) = fleet.crew.workers
