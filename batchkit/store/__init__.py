@@ -11,11 +11,12 @@ from batchkit.store.addresses import shown
 from batchkit.store.announcements import Announcements
 from batchkit.store.changes import Change
 from batchkit.store.clock import Clock
-from batchkit.store.database import Database, HeldConnection
+from batchkit.store.database import Database
 from batchkit.store.dialects import Server
 from batchkit.store.failures import Failures
 from batchkit.store.fleet import ATTEND_EVERY_SECONDS, Fleet
 from batchkit.store.health import Backlog, ClockOffset, Health
+from batchkit.store.held import HeldConnection
 from batchkit.store.leases import Leases
 from batchkit.store.outbox import Tx, after_commit, session_itself
 from batchkit.store.purging import Purged, Purging

@@ -13,7 +13,8 @@ from sqlalchemy import Connection, RowMapping
 from batchkit.errors import LeaseLost
 from batchkit.model import Checkpoint, Lease, Plan, Position, Range, RunError, RunId, Standing
 from batchkit.states import WORKABLE, PartitionKind, PartitionState, Request, RunState
-from batchkit.store.database import Ahead, Database, HeldConnection, Rendered
+from batchkit.store.database import Database
+from batchkit.store.held import Ahead, HeldConnection, Rendered
 from batchkit.store.ordering import in_order
 from batchkit.store.pipelining import Numbered
 from batchkit.store.runs import Runs

@@ -10,7 +10,8 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
 from batchkit.model import Checkpoint, Lease, Standing
-from batchkit.store.database import Ahead, Database, HeldConnection
+from batchkit.store.database import Database
+from batchkit.store.held import Ahead, HeldConnection
 from batchkit.store.leases import Leases
 
 _logger = logging.getLogger("batchkit")

@@ -28,7 +28,8 @@ from batchkit.job import JOBS
 from batchkit.run import Run
 from batchkit.sizing import Adaptive
 from batchkit.stopping import Stop
-from batchkit.store.database import Ahead, Database, HeldConnection
+from batchkit.store.database import Database
+from batchkit.store.held import Ahead, HeldConnection
 from batchkit.store.pipelining import Numbered
 from batchkit.testing.errors import InvalidCrashTest
 from batchkit.testing.naming import function_named

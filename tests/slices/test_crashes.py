@@ -17,7 +17,8 @@ from sqlalchemy import delete
 from batchkit import BatchKit, Chunk, Run, RunState, span
 from batchkit.queues import LocalQueue
 from batchkit.stopping import Stop
-from batchkit.store.database import Database, HeldConnection
+from batchkit.store.database import Database
+from batchkit.store.held import HeldConnection
 from tests.slices.conftest import Ledger, end_leases, job, ledger, let_leases_run_out, write
 
 #: Some sixty processes one after the other, on a machine that may be busy.
