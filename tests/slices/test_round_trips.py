@@ -16,7 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from batchkit import BatchKit, Chunk, RunState, batched, pages, rows
 from batchkit.errors import DatabaseUnavailable
 from batchkit.queues import InlineQueue, LocalQueue
-from batchkit.slicing import Ending
+from batchkit.slicing import Ending, items
 from batchkit.stopping import Stop
 from batchkit.store import Database, HeldConnection, pipelining
 from tests.servers.postgres import PostgresServer
@@ -45,6 +45,8 @@ def is_far(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
     """Have the next read travel with each COMMIT, or not: that depends on how long a round trip takes."""
     far: bool = request.param == "far"
     monkeypatch.setattr(pipelining, "FAR_SECONDS", 0.0 if far else 60.0)
+    # No chunk of these is a long one, not even where the machine is busy.
+    monkeypatch.setattr(items, "_QUICK_SECONDS", 60.0)
     return far
 
 
