@@ -243,7 +243,7 @@ def sleeps(seconds: float) -> str:
 _is_busy = False
 
 
-@batched(_items, name="quits", chunk_size=10, lease=LEASE_SECONDS, slice_time=3600)
+@batched(_items, name="quits", chunk_size=10, lease=LEASE_SECONDS)
 def quits(chunk: Chunk[int], pause: float = 0.1) -> None:
     """Have the worker end by SIGQUIT, once, which comes in the middle of something that lets no other greenlet work."""
     global _is_busy  # noqa: PLW0603  one process works one such chunk
