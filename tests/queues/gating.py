@@ -22,5 +22,10 @@ def items() -> Source[int]:
 def work(chunk: Chunk[int]) -> None:
     """Count each item of the chunk as done once more, and wait at the gate while it is shut."""
     chunk.connection.execute(update(item).where(item.c.id.in_(list(chunk))).values(times=item.c.times + 1))
+    wait()
+
+
+def wait() -> None:
+    """Wait while the gate is shut."""
     while repr((GO,)) not in ledger.calls(os.environ["TEST_DATABASE"]):
         time.sleep(0.05)

@@ -41,6 +41,14 @@ def count(chunk: Chunk[int], pause: float = 0.1) -> None:
     time.sleep(pause)
 
 
+@batched(_items, chunk_size=10, lease=LEASE_SECONDS, finish=_result)
+def outlasts(chunk: Chunk[int], pause: float = 0.1) -> None:
+    """Do as `count` does, but come to no end while the gate is shut: a fault is to fall before that."""
+    count.function(chunk, pause)
+    if chunk.number >= 15:
+        gating.wait()
+
+
 @batched(_items, chunk_size=10, lease=LEASE_SECONDS, slice_time=0.2, finish=_result)
 def short_slices(chunk: Chunk[int], pause: float = 0.1) -> None:
     """Do as `count` does, in slices of a chunk or two."""

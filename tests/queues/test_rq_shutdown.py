@@ -8,6 +8,7 @@ from rq import Callback, Queue
 from rq.job import JobStatus
 
 from batchkit import RunState
+from tests.queues import gating, ledger
 from tests.queues.conftest import Bench
 from tests.queues.faults import FAULTS
 from tests.waiting import eventually
@@ -39,16 +40,17 @@ def _hurt(bench: Bench, fault: str, kind: str, *, is_enqueued: bool) -> None:
     bench.crew.supervisor(bench.app)
     job = None
     if is_enqueued:
-        job = _queue(bench).enqueue(f"{_APP}.count", pause=0.15, on_success=Callback(f"{_APP}.on_success"))
+        job = _queue(bench).enqueue(f"{_APP}.outlasts", pause=0.15, on_success=Callback(f"{_APP}.on_success"))
         run = bench.run()
     else:
-        run = bench.start("count", pause=0.15)
+        run = bench.start("outlasts", pause=0.15)
     bench.wait_done(run, at_least=10)
 
     victim = bench.holder(run)
     what.hurt(victim)
     if what.ends:
         victim.wait()
+    ledger.note(bench.database, gating.GO)
     bench.check(run)
     assert 1 <= run.progress.interruptions
     if job is not None:
@@ -57,7 +59,7 @@ def _hurt(bench: Bench, fault: str, kind: str, *, is_enqueued: bool) -> None:
             within=30,
             message=lambda: f"the job is {job.get_status()}\n{bench.crew.logs()}",
         )
-        assert {repr(("success", {"done": bench.items})): 1} == bench.calls()
+        assert {repr((gating.GO,)): 1, repr(("success", {"done": bench.items})): 1} == bench.calls()
     _check_nothing_failed(bench)
 
 
