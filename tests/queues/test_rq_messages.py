@@ -373,6 +373,8 @@ def test_a_job_that_was_cancelled_and_is_enqueued_anew_is_worked(bench: Bench, q
 
 def test_to_cancel_a_job_is_to_cancel_its_run(bench: Bench, queue: Queue):
     bench.crew.rq()
+    # For a cancel that comes between two slices
+    _supervisor(bench)
     job = _enqueue(queue, "short_slices", pause=0.2)
     bench.wait_done(bench.run(), at_least=10)
     job.cancel()
