@@ -38,7 +38,9 @@ from tests.servers.postgres import PostgresServer
 from tests.servers.rabbitmq import RabbitServer
 from tests.servers.redis import RedisServer
 
-QUEUES = ("celery-redis", "celery-rabbitmq", "rq")
+QUEUES = ("celery-redis", "celery-rabbitmq", "celery-gevent", "celery-threads", "rq")
+#: Celery's pools other than prefork, each on Redis.
+_POOLS = {"celery-gevent": "gevent", "celery-threads": "threads"}
 _WORKERS = 3
 _RUNS_AT_ONCE = 4
 _ITEMS = 400
@@ -234,7 +236,7 @@ class Chaos:
     def _new_worker(self) -> QueueWorker:
         if self.queue == "rq":
             return self._crew.rq("--maintenance-interval", "10")
-        return self._crew.celery("--pool", "prefork", "-c", "2")
+        return self._crew.celery("--pool", _POOLS.get(self.queue, "prefork"), "-c", "2")
 
     def _replace_the_dead(self) -> None:
         self._workers = [worker if worker.is_alive else self._new_worker() for worker in self._workers]

@@ -12,7 +12,7 @@ from tests.chaos import hurt
 @pytest.mark.timeout(500)
 @pytest.mark.parametrize(
     "queue",
-    ["celery-redis", pytest.param("celery-rabbitmq", marks=pytest.mark.xdist_group("rabbitmq")), "rq"],
+    ["celery-redis", pytest.param("celery-rabbitmq", marks=pytest.mark.xdist_group("rabbitmq")), "celery-gevent", "rq"],
 )
 def test_whatever_happens_every_item_is_done_once(queue: str):
     seed = random.randrange(1_000_000)
