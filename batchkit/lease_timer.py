@@ -60,10 +60,16 @@ class LeaseTimer:
         self._renewed_at = self._chunk_began_at = time.monotonic()
 
     def _run(self) -> None:
-        while not self._ended.wait(self._interval):
+        wait = self._interval
+        while not self._ended.wait(wait):
             now = time.monotonic()
-            if now - self._renewed_at < self._interval:
+            left = self._renewed_at + self._interval - now
+            if left > 0:
+                # A checkpoint has renewed it. Not a whole interval more: two thirds of the lease would be over by then,
+                # and a renewal that fails could not be tried again in time.
+                wait = left
                 continue
+            wait = self._interval
             if now - self._chunk_began_at > self._chunk_timeout:
                 if not self.is_stuck:
                     self.is_stuck = True

@@ -293,7 +293,7 @@ def test_the_lease_is_renewed_while_a_slow_hook_is_told_of_the_start(database_ur
 
     with closing(BatchKit(database_url, queue=InlineQueue(), hooks=[Recorder(wait)])) as kit:
         kit.migrate()
-        run = job(span(10), lambda chunk: None, lease=2.0).start()
+        run = job(span(10), lambda chunk: None, lease=5.0).start()
     assert (RunState.SUCCEEDED, 0) == (run.state, run.progress.interruptions)
     assert 3 == len(ends)
 
