@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
-import sqlite3
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Column, Integer, MetaData, String, Table, create_engine, event, insert, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import String, create_engine, insert, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
-from sqlalchemy.pool import Pool
 
-from batchkit import BatchKit, Chunk, Finish, RunState, batched, csv_rows, items, rows, span
+from batchkit import BatchKit, Chunk, Finish, RunState, csv_rows, items, rows, span
 from batchkit.errors import (
-    ChunkTorn,
-    InvalidJob,
     InvalidParams,
     InvalidSource,
     JobNotFound,
     NotSerializable,
     RunFailed,
     RunNotFound,
-    SourceChanged,
     WaitTimeout,
 )
 from batchkit.job import JOBS
 from batchkit.queues import InlineQueue, LocalQueue
 from batchkit.slicing import Ending
 from batchkit.stopping import Stop
-from tests.servers.mariadb import MariaDbServer
-from tests.servers.postgres import PostgresServer
 from tests.slices.conftest import Ledger, job, ledger, write
 from tests.waiting import eventually
 
@@ -73,6 +63,20 @@ def test_orm_rows_are_changed_through_the_session_of_their_chunk(kit: BatchKit, 
     assert 250 == run.progress.done == run.progress.total
     with Session(done.engine) as session:
         assert {f"user{i}@example.com" for i in range(1, 251)} == {user.email for user in session.query(User)}
+
+
+def test_a_session_that_the_function_closes_loses_nothing_that_was_added(kit: BatchKit, done: Ledger):
+    Base.metadata.create_all(done.engine)
+
+    def work(chunk: Chunk[int]) -> None:
+        with chunk.session as session:
+            session.add_all([User(id=item, email="x") for item in chunk])
+        chunk.session.add(User(id=-chunk.number, email="y"))
+
+    run = job(span(1, 21), work, chunk_size=10).start()
+    assert (RunState.SUCCEEDED, 20) == (run.state, run.progress.done)
+    with Session(done.engine) as session:
+        assert 22 == session.query(User).count()
 
 
 def test_an_empty_source_ends_at_once(kit: BatchKit, done: Ledger):
@@ -189,249 +193,6 @@ def test_an_exit_in_the_function_rolls_back_and_gives_the_run_back(kit: BatchKit
     (run,) = kit.runs()
     assert (RunState.QUEUED, 10, 0) == (run.state, run.progress.done, run.progress.workers)
     assert list(range(10)) == done.items()
-
-
-# The transaction is not the function's to end
-
-
-def _commit_session(chunk: Chunk[int]) -> None:
-    write(chunk)
-    chunk.session.commit()
-
-
-def test_a_commit_of_the_session_commits_nothing_by_itself(kit: BatchKit, done: Ledger):
-    counts: list[int] = []
-
-    def work(chunk: Chunk[int]) -> None:
-        chunk.session.execute(insert(ledger), [{"item": item} for item in chunk])
-        chunk.session.commit()
-        counts.append(done.count())
-        chunk.session.execute(insert(ledger), [{"item": -item} for item in chunk])
-        if chunk.number == 2:
-            raise ValueError
-
-    run = job(span(1, 21), work, chunk_size=10).start()
-    # The chunk of ten, then half of it and so on down to the first item, which fails as well.
-    assert [0, 20, 20, 20, 20] == counts
-    assert 10 == run.progress.done
-    assert 20 == done.count()
-
-
-def test_a_session_commit_in_the_middle_does_not_disturb_the_end(kit: BatchKit, done: Ledger):
-    run = job(span(30), _commit_session, chunk_size=10).start()
-    assert RunState.SUCCEEDED == run.state
-    assert list(range(30)) == done.items()
-
-
-def _commit_connection(chunk: Chunk[int]) -> None:
-    chunk.connection.commit()
-
-
-def _rollback_connection(chunk: Chunk[int]) -> None:
-    chunk.connection.rollback()
-
-
-def _rollback_session(chunk: Chunk[int]) -> None:
-    chunk.session.rollback()
-
-
-def _rollback_and_write_again(chunk: Chunk[int]) -> None:
-    chunk.session.rollback()
-    write(chunk)
-
-
-def _commit_and_swallow(chunk: Chunk[int]) -> None:
-    with contextlib.suppress(ChunkTorn):
-        chunk.connection.commit()
-
-
-def _raw_rollback(chunk: Chunk[int]) -> None:
-    chunk.connection.exec_driver_sql("ROLLBACK")
-
-
-@pytest.mark.parametrize(
-    "tear",
-    [
-        _commit_connection,
-        _rollback_connection,
-        _rollback_session,
-        _rollback_and_write_again,
-        _commit_and_swallow,
-        _raw_rollback,
-    ],
-)
-def test_a_function_that_ends_its_transaction_fails_the_run_and_nothing_of_the_chunk_stays(
-    kit: BatchKit, done: Ledger, tear: Any
-):
-    def work(chunk: Chunk[int]) -> None:
-        chunk.session.execute(insert(ledger), [{"item": item} for item in chunk])
-        if chunk.number == 2:
-            tear(chunk)
-
-    run = job(span(30), work, chunk_size=10).start()
-    assert (RunState.FAILED, 10) == (run.state, run.progress.done)
-    assert run.error is not None
-    assert ("batchkit.errors.ChunkTorn", True) == (run.error.type, "begin_nested" in run.error.message)
-    assert list(range(10)) == done.items()
-
-
-def test_a_session_that_the_function_closes_loses_nothing_that_was_added(kit: BatchKit, done: Ledger):
-    Base.metadata.create_all(done.engine)
-
-    def work(chunk: Chunk[int]) -> None:
-        with chunk.session as session:
-            session.add_all([User(id=item, email="x") for item in chunk])
-        chunk.session.add(User(id=-chunk.number, email="y"))
-
-    run = job(span(1, 21), work, chunk_size=10).start()
-    assert (RunState.SUCCEEDED, 20) == (run.state, run.progress.done)
-    with Session(done.engine) as session:
-        assert 22 == session.query(User).count()
-
-
-@pytest.mark.parametrize("statement", ["COMMIT", "COMMIT; SELECT 1"])
-def test_a_raw_commit_is_noticed_and_the_run_says_so(kit: BatchKit, done: Ledger, statement: str):
-    def work(chunk: Chunk[int]) -> None:
-        write(chunk)
-        for part in statement.split(";"):
-            chunk.connection.exec_driver_sql(part)
-
-    run = job(span(30), work, chunk_size=10).start()
-    assert (RunState.FAILED, 0) == (run.state, run.progress.done)
-    assert run.error is not None
-    assert "ended the transaction with a statement of its own" in run.error.message
-
-
-def test_savepoints_are_the_functions_own(kit: BatchKit, done: Ledger):
-    def work(chunk: Chunk[int]) -> None:
-        for item in chunk:
-            try:
-                with chunk.session.begin_nested():
-                    chunk.session.execute(insert(ledger), [{"item": item}])
-                    if item % 2:
-                        chunk.session.execute(insert(ledger), [{"item": None}])
-            except IntegrityError:
-                continue
-
-    run = job(span(10), work, chunk_size=5).start()
-    assert RunState.SUCCEEDED == run.state
-    assert [0, 2, 4, 6, 8] == done.items()
-
-
-def test_an_error_of_the_database_keeps_its_name(kit: BatchKit, done: Ledger):
-    def work(chunk: Chunk[int]) -> None:
-        chunk.session.execute(insert(ledger), [{"item": None}])
-
-    run = job(span(10), work).start()
-    assert run.error is not None
-    assert "IntegrityError" in run.error.type
-
-
-# What a chunk costs: what the database itself says it was told
-
-
-def _work_twelve_chunks(url: str) -> None:
-    """Work chunks through rows of a table."""
-    with contextlib.closing(BatchKit(url, queue=InlineQueue())) as kit:
-        kit.migrate()
-        engine = create_engine(url)
-        metadata = MetaData()
-        source = Table("source", metadata, Column("id", Integer, primary_key=True))
-        metadata.create_all(engine)
-        ledger.create(engine)
-        with engine.begin() as tx:
-            tx.execute(insert(source), [{"id": i} for i in range(1, 121)])
-        engine.dispose()
-
-        def work(chunk: Chunk[int]) -> None:
-            chunk.connection.execute(insert(ledger).values(item=chunk[-1]))
-
-        run = job(rows(select(source.c.id), key=source.c.id), work, chunk_size=10).start()
-        assert (RunState.SUCCEEDED, 120) == (run.state, run.progress.done)
-
-
-def _check_cost(statements: list[str]) -> None:
-    chunks = 12
-    # SQLite's PRAGMAs are settings of the connection in this process and cost nothing.
-    statements = [each for each in statements if not each.startswith("PRAGMA")]
-    first = next(i for i, each in enumerate(statements) if each.startswith("INSERT INTO ledger")) - 2
-    last = max(i for i, each in enumerate(statements) if each.startswith("UPDATE batchkit_partition SET cursor")) + 1
-    said = statements[first : last + 1]
-    wanted = ["BEGIN", "SELECT source.id", "INSERT INTO ledger", "UPDATE batchkit_partition SET cursor", "COMMIT"]
-    assert len(wanted) * chunks == len(said), said
-    for index, statement in enumerate(said):
-        assert statement.startswith(wanted[index % len(wanted)]), statement
-
-
-def test_a_chunk_costs_one_statement_and_no_commit_more_on_sqlite(sqlite_url: str):
-    statements: list[str] = []
-
-    def trace(connection: sqlite3.Connection, *_: object) -> None:
-        connection.set_trace_callback(lambda statement: statements.append(" ".join(statement.split())))
-
-    event.listen(Pool, "connect", trace)
-    try:
-        _work_twelve_chunks(sqlite_url)
-    finally:
-        event.remove(Pool, "connect", trace)
-    _check_cost(statements)
-
-
-def test_a_chunk_costs_one_statement_and_no_commit_more_on_postgresql(
-    postgres_url: str, postgres_server: PostgresServer
-):
-    name = postgres_url.rsplit("/", 1)[1]
-    with postgres_server.connect("postgres") as connection:
-        connection.execute(f"ALTER DATABASE {name} SET log_statement = 'all'")
-        connection.execute(f"ALTER DATABASE {name} SET log_min_messages = 'log'")
-    _work_twelve_chunks(postgres_url)
-    with postgres_server.connect("postgres") as connection:
-        connection.execute(f"ALTER DATABASE {name} RESET ALL")
-    log = postgres_server.log(tail=1_000_000)
-    # Once in a slice the checkpoint is prepared, by a statement of its own, of which its executions remind.
-    found = re.findall(r"LOG:  (?:statement: (?!PREPARE)|execute [^:]*: )(.*(?:\n\t.*)*)", log)
-    said = [" ".join(statement.split()) for statement in found]
-    wanted = [
-        "SELECT source.id",
-        "INSERT INTO ledger",
-        "UPDATE batchkit_partition SET cursor",
-        "COMMIT AND",
-        "SET LOCAL",
-    ]
-    mine = [each for each in said if "pg_prepared_statements" not in each]
-    first = next(i for i, each in enumerate(mine) if "INSERT INTO ledger" in each) - 1
-    assert mine[first - 1].startswith("BEGIN")
-    # The last three of each chunk are one round trip.
-    for index, each in enumerate(mine[first : first + 12 * len(wanted)]):
-        assert wanted[index % len(wanted)] in each, mine[first : first + index + 1]
-    assert 12 == sum("INSERT INTO ledger" in each for each in mine)
-
-
-def test_a_chunk_costs_no_commit_and_three_round_trips_more_on_mysql(mysql_url: str, mariadb_server: MariaDbServer):
-    with mariadb_server.connect() as query:
-        query.execute("SET GLOBAL log_output = 'TABLE', GLOBAL general_log = ON")
-        _work_twelve_chunks(mysql_url)
-        query.execute("SET GLOBAL general_log = OFF")
-        query.execute("SELECT thread_id, command_type, argument FROM mysql.general_log")
-        said = [(thread, f"{kind} {' '.join(argument.split())}") for thread, kind, argument in query.fetchall()]
-        query.execute("TRUNCATE TABLE mysql.general_log")
-    (slice_,) = {thread for thread, each in said if "PRIMARY) SET `cursor`" in each}
-    mine = [each for thread, each in said if thread == slice_ and not each.startswith("Query SET @")]
-    # Before the first chunk is the plan, behind the last the read that finds nothing. The log leaves out the ping.
-    first = next(i for i, each in enumerate(mine) if each.startswith("Query INSERT INTO ledger")) - 3
-    wanted = [
-        "Query SET TRANSACTION ISOLATION LEVEL READ COMMITTED",
-        "Query START TRANSACTION",
-        "Query SELECT source.id",
-        "Query INSERT INTO ledger",
-        "Query UPDATE batchkit_partition FORCE INDEX (PRIMARY) SET `cursor`",
-        "Query SELECT batchkit_run.state",
-        "Query COMMIT",
-    ]
-    chunks = mine[first : first + 12 * len(wanted)]
-    for index, each in enumerate(chunks):
-        assert each.startswith(wanted[index % len(wanted)]), chunks[: index + 1]
-    assert 12 == sum(each.startswith("Query INSERT INTO ledger") for each in mine)
 
 
 # Two databases
@@ -617,131 +378,6 @@ def test_a_run_of_an_unregistered_job_stays_queued_for_those_who_know_it(kit: Ba
     with Stop() as stop:
         local.work_run(run.id, stop=stop)
     assert RunState.SUCCEEDED == run.refresh().state
-
-
-def _interrupted(kit: BatchKit, source: Any, *, after: int = 1) -> Any:
-    """Start a run that stops after some chunks of 10."""
-    holder: dict[str, Any] = {"source": source}
-
-    def work(chunk: Chunk[Any]) -> None:
-        if chunk.number == after:
-            stop.request("SIGTERM")
-
-    made = job(lambda: holder["source"], work, chunk_size=10)
-    run = kit.start_run_here(JOBS[made.name], "{}")
-    with Stop() as stop:
-        kit.work_run(run.id, stop=stop)
-    assert (RunState.QUEUED, 10 * after) == (run.refresh().state, run.progress.done)
-    return run, holder
-
-
-def test_a_run_whose_source_is_of_another_kind_is_left_as_it_is_and_says_why(kit: BatchKit, done: Ledger):
-    run, holder = _interrupted(kit, span(50))
-    holder["source"] = items(list(range(50)))
-    with Stop() as stop:
-        outcome = kit.work_run(run.id, stop=stop)
-    assert outcome is not None
-    assert isinstance(outcome.error, SourceChanged)
-    assert (RunState.QUEUED, 10) == (run.refresh().state, run.progress.done)
-    assert "kind was 'span' and is 'items'" in run.waiting_reason
-
-    holder["source"] = span(50)
-    with Stop() as stop:
-        kit.work_run(run.id, stop=stop)
-    assert (RunState.SUCCEEDED, 50, None) == (run.refresh().state, run.progress.done, run.waiting_reason)
-
-
-def test_a_person_can_accept_another_source_whose_cursor_means_the_same(kit: BatchKit, done: Ledger):
-    run, holder = _interrupted(kit, span(50))
-    holder["source"] = items(list(range(50)))
-    with Stop() as stop:
-        kit.work_run(run.id, stop=stop)
-    assert run.refresh().waiting_reason is not None
-    assert "resume ID --accept" in run.waiting_reason
-
-    run.resume(accept=True)
-    assert (RunState.SUCCEEDED, 50, None) == (run.refresh().state, run.progress.done, run.waiting_reason)
-    # What was accepted is what the run goes on with from now on.
-    failing, held = _interrupted(kit, items(list(range(50))))
-    held["source"] = span(50)
-    failing.resume(accept=True)
-    assert RunState.SUCCEEDED == failing.refresh().state
-
-
-def test_a_run_of_another_version_of_the_code_waits_and_says_so(kit: BatchKit, done: Ledger):
-    def work(chunk: Chunk[int]) -> None:
-        write(chunk)
-        if chunk.number == 1:
-            stop.request("SIGTERM")
-
-    old = job(span(30), work, chunk_size=10, version=1)
-    run = kit.start_run_here(JOBS[old.name], "{}")
-    with Stop() as stop:
-        kit.work_run(run.id, stop=stop)
-    batched(span(30), name=old.name, chunk_size=10, version="2")(work)
-    with Stop() as stop:
-        kit.work_run(run.id, stop=stop)
-    assert (RunState.QUEUED, 10) == (run.refresh().state, run.progress.done)
-    assert run.waiting_reason is not None
-    assert "version was 1 and is '2'" in run.waiting_reason
-    run.resume(accept=True)
-    assert (RunState.SUCCEEDED, list(range(30))) == (run.refresh().state, done.items())
-
-
-@pytest.mark.parametrize("version", [1.5, True, ["1"]])
-def test_what_is_no_version_is_refused(version: Any):
-    with pytest.raises(InvalidJob, match="version is a string or a number"):
-        job(span(1), write, version=version)
-
-
-def test_a_changed_file_can_be_accepted(kit: BatchKit, done: Ledger, tmp_path: Path):
-    path = tmp_path / "x.csv"
-    path.write_text("a\n" + "".join(f"{i}\n" for i in range(40)))
-    run, holder = _interrupted(kit, csv_rows(path))
-    path.write_text("a\n" + "".join(f"{i}\n" for i in range(60)))
-    holder["source"] = csv_rows(path)
-    with Stop() as stop:
-        kit.work_run(run.id, stop=stop)
-    assert RunState.FAILED == run.refresh().state
-    run.resume(accept=True)
-    assert RunState.SUCCEEDED == run.refresh().state
-
-
-def test_a_run_whose_job_takes_other_params_now_is_left_as_it_is(kit: BatchKit, done: Ledger):
-    def source(limit: int) -> Any:
-        return span(limit)
-
-    def renamed(size: int) -> Any:
-        return span(size)
-
-    local = BatchKit(kit._store.database.engine, queue=LocalQueue())  # noqa: SLF001  so that start() does not work it
-    run = job(source, lambda chunk, limit: None).start(5)
-    old = JOBS._jobs.pop(run.job)  # noqa: SLF001  as after a deploy
-    batched(renamed, name=run.job)(lambda chunk, size: None)
-    with Stop() as stop:
-        outcome = local.work_run(run.id, stop=stop)
-    assert outcome is not None
-    assert (Ending.DECLINED, RunState.QUEUED) == (outcome.ending, run.refresh().state)
-    assert "started with other params" in str(run.waiting_reason)
-    JOBS._jobs[run.job] = old  # noqa: SLF001  as after rolling the deploy back
-
-
-def test_a_file_that_was_changed_is_not_gone_on_with(kit: BatchKit, done: Ledger, tmp_path: Path):
-    path = tmp_path / "x.csv"
-    content = "a\n" + "".join(f"{i}\n" for i in range(50))
-    path.write_text(content)
-    run, holder = _interrupted(kit, csv_rows(path))
-    path.write_text(content.replace("17", "71"))
-    holder["source"] = csv_rows(path)
-    with Stop() as stop:
-        kit.work_run(run.id, stop=stop)
-    assert (RunState.FAILED, 10) == (run.refresh().state, run.progress.done)
-    assert "digest was" in run.error.message
-
-    path.write_text(content)
-    holder["source"] = csv_rows(path)
-    run.resume()
-    assert (RunState.SUCCEEDED, 50) == (run.refresh().state, run.progress.done)
 
 
 class _BadCursors:
